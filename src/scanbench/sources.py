@@ -1,0 +1,72 @@
+"""Which source files a module needs: its import closure inside the package.
+
+The workflow lists them as inputs of each rule, so that editing a module reruns exactly the jobs
+whose code it is. Importing nothing, it reads the `import` statements from the syntax tree, those
+inside functions too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT.name
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of a module of this package, or None if there is no such module."""
+    base = ROOT.parent.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _imports(path: Path) -> frozenset[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: import by absolute name"
+            found.add(node.module)
+            # `from package import module` names a module only in the alias.
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(name for name in found if name.split(".")[0] == PACKAGE)
+
+
+def _with_parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        yield ".".join(parts[:end])
+
+
+def closure(*modules: str) -> list[Path]:
+    """Return the files of `modules` and of all that they import from this package, sorted.
+
+    Parameters
+    ----------
+    modules
+        Full names such as `scanbench.store`.
+
+    Raises
+    ------
+    ValueError
+        If a name is not a module of this package.
+    """
+    for module in modules:
+        if module_file(module) is None:
+            raise ValueError(f"{module}: no such module")
+    files: set[Path] = set()
+    waiting = [name for module in modules for name in _with_parents(module)]
+    while waiting:
+        path = module_file(waiting.pop())
+        if path is None or path in files:
+            continue
+        files.add(path)
+        waiting += [name for found in _imports(path) for name in _with_parents(found)]
+    return sorted(files)
