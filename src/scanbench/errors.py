@@ -1,5 +1,8 @@
 """The one exception that a user is meant to see."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something a user can mend: bad input, bad config, a missing file.
@@ -7,3 +10,10 @@ class UserError(Exception):
     The message is one line that names the file or key and says what to do about it. The command
     line prints it without a traceback and exits with status 2. Whatever else escapes is a bug.
     """
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt name: the closest of `known`, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

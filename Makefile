@@ -1,0 +1,73 @@
+# make results   the main job: environment, pipeline, report
+# make test      every check and test
+# The rest are parts of these two.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORES ?= all
+CONFIG ?= config/quick.yaml
+REPORT ?= results/report.html
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)
+
+# uv does not read pip's settings; hand over where pip looks for packages, whatever that is.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_EXTRA_INDEX_URL ?= $(shell $(PYTHON) -m pip config get global.extra-index-url 2>/dev/null)
+export UV_INDEX_STRATEGY ?= unsafe-best-match
+# One thread a job: Snakemake runs as many jobs as there are cores.
+export OMP_NUM_THREADS ?= 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+SNAKEMAKE = $(BIN)/snakemake --configfile config.yaml $(CONFIG)
+GPU_LIMIT = $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
+
+.PHONY: help env lock results report test lint dry-run bench clean
+
+help:  ## list what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+env: $(VENV)/.complete  ## create the environment from the pinned lock
+
+$(VENV)/.complete: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+lock:  ## resolve requirements.in anew
+	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock" --upgrade -o requirements.lock requirements.in
+
+results: env  ## run the pipeline (CONFIG=config/quick.yaml) and write the report
+	$(SNAKEMAKE) --cores $(CORES) $(GPU_LIMIT) --rerun-incomplete
+	$(MAKE) --no-print-directory report
+
+report: env  ## write the HTML report of what has run
+	$(SNAKEMAKE) --cores 1 --quiet all --report $(REPORT)
+	@echo "Report:   $(REPORT)"
+	@echo "Summary:  results/comparisons/*/summary.html"
+	@echo "Figures:  results/comparisons/*/figures/   Tables: results/comparisons/*/tables/"
+
+test: env lint  ## every check and test
+	$(BIN)/python -m pytest tests
+
+lint: env  ## ruff, mypy, snakefmt, snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+dry-run: env  ## plan the full study without running it
+	$(BIN)/snakemake --dry-run --quiet
+
+bench: env  ## the speed benchmarks
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove what the pipeline made
+	rm -rf results/data results/runs results/comparisons results/logs results/benchmarks results/report.html .snakemake

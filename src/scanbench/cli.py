@@ -1,0 +1,174 @@
+"""The command line: one thin command per stage, and the few that people use by hand.
+
+Stages are imported when their command runs, so that `scanbench --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scanbench import __version__, plan
+from scanbench.errors import UserError
+
+Arguments = argparse.Namespace
+
+
+def simulate(args: Arguments) -> None:
+    """Write a simulated H:Si(100) data set as Nanonis .sxm files."""
+    from scanbench.tipstate.simulate import simulate
+
+    simulate(args.spec, args.out)
+
+
+def fetch(args: Arguments) -> None:
+    """Download the public H:Si(100) images at the pinned commit and verify them."""
+    from scanbench.tipstate.fetch import fetch
+
+    fetch(args.out)
+
+
+def ingest(args: Arguments) -> None:
+    """Read raw files into scans; list every file as read or refused."""
+    from scanbench.tipstate.ingest import ingest
+
+    ingest(args.spec, args.out)
+
+
+def convert(args: Arguments) -> None:
+    """Turn scans into one HDF5 store."""
+    from scanbench.store import convert
+
+    convert(args.spec, args.scans, args.out)
+
+
+def split(args: Arguments) -> None:
+    """Divide the scans of a store into parts, and audit the division."""
+    from scanbench.splits import write_split
+
+    write_split(args.spec, args.store, args.out)
+
+
+def train(args: Arguments) -> None:
+    """Train one model on one fold with one seed."""
+    from scanbench.training import train
+
+    train(args.spec, args.store, args.split, args.weights.parent)
+
+
+def predict(args: Arguments) -> None:
+    """Write every held-out prediction of a run."""
+    from scanbench.prediction import predict
+
+    predict(args.store, args.split, args.weights.parent, args.out)
+
+
+def evaluate(args: Arguments) -> None:
+    """Score the models of a comparison on the same rows."""
+    from scanbench.evaluation import evaluate
+
+    evaluate(args.spec, _runs(args), args.store, args.split, args.out)
+
+
+def render(args: Arguments) -> None:
+    """Draw the figures of a comparison and write its tables and summary page."""
+    from scanbench.render import render
+
+    render(args.spec, args.scores, _runs(args), args.scans, args.store, args.split, args.out)
+
+
+def store_verify(args: Arguments) -> None:
+    """Recheck every checksum and rule of a store."""
+    from scanbench.store import verify
+
+    problems = verify(args.store)
+    if problems:
+        raise UserError("\n".join(f"{args.store}: {problem}" for problem in problems))
+    print(f"{args.store}: whole and consistent")
+
+
+def apply(args: Arguments) -> None:
+    """Let a trained run judge a new folder of scans."""
+    from scanbench.apply import apply
+
+    apply(args.run, args.folder, args.labels, args.out)
+
+
+def _runs(args: Arguments) -> dict[str, list[Path]]:
+    """Give the run folders of each experiment of a comparison."""
+    spec = args.spec
+    return {
+        experiment: [
+            args.results / plan.RUN.format(**spec, experiment=experiment, fold=fold, seed=seed)
+            for fold in spec["folds"]
+            for seed in spec["seeds"]
+        ]
+        for experiment in spec["experiments"]
+    }
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(prog="scanbench", description=__doc__.splitlines()[0])
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Arguments], None], *paths: str, spec: bool = True
+    ) -> argparse.ArgumentParser:
+        summary = (run.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if spec:
+            sub.add_argument("--spec", type=_json, default={}, help="the stage's options, as JSON")
+        for path in paths:
+            sub.add_argument(path, type=Path)
+        sub.set_defaults(run_command=run)
+        return sub
+
+    command("simulate", simulate, "out")
+    command("fetch", fetch, "out", spec=False)
+    command("ingest", ingest, "out")
+    command("convert", convert, "scans", "out")
+    command("split", split, "store", "out")
+    command("train", train, "store", "split", "weights")
+    command("predict", predict, "store", "split", "weights", "out", spec=False)
+    scored = command("evaluate", evaluate, "store", "split", "out")
+    drawn = command("render", render, "scores", "scans", "store", "split", "out")
+    for sub in (scored, drawn):
+        sub.add_argument("--results", type=Path, default=Path("results"))
+    command("store", store_verify, "store", spec=False)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 2 for a mistake that the user can mend."""
+    args = parser().parse_args(argv)
+    try:
+        args.run_command(args)
+    except UserError as error:
+        print(f"scanbench: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # A full disk or a missing permission is the user's to mend, and the file is named.
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"scanbench: error: {name}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os._exit(1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The configuration: defaults filled in, every key checked, one clear line for each mistake.
+
+The schema (`workflow/schemas/config.schema.yaml`) says what a key may hold; this module adds what a
+schema cannot say: that the names a comparison uses exist, that a model has the options it is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from scanbench.errors import UserError, did_you_mean
+
+Schema = Mapping[str, Any]
+Config = dict[str, Any]
+
+
+def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
+    """Return the configuration with every default filled in, or refuse it.
+
+    Whole numbers become floats where the schema says `number`, so that 3 and 3.0 are one value and
+    do not rerun anything.
+
+    Parameters
+    ----------
+    config
+        As read from YAML.
+    schema
+        The JSON schema of the configuration.
+
+    Raises
+    ------
+    UserError
+        Naming the first wrong key, its value and the mend.
+    """
+    filled = _checked(config, schema, schema, ())
+    for name, experiment in filled["experiments"].items():
+        where = ("experiments", name)
+        for part in ("training", "augmentation"):
+            merged = {**filled[part], **experiment[part]}
+            experiment[part] = _checked(merged, schema["$defs"][part], schema, (*where, part))
+        experiment.setdefault("normalisation", filled["normalisation"])
+        experiment["options"] = _options(filled["study"], experiment, where)
+    _check_references(filled)
+    return filled
+
+
+def _checked(value: Any, part: Schema, schema: Schema, where: tuple[str, ...]) -> Any:
+    """Fill defaults into `value` and validate it against `part` of the schema."""
+    filled = _fill(value, part, schema)
+    validator = Draft202012Validator({**part, "$defs": schema["$defs"]})
+    errors = sorted(validator.iter_errors(filled), key=lambda error: (list(map(str, error.path))))
+    if errors:
+        raise UserError(_line(errors[0], where))
+    return filled
+
+
+def _fill(value: Any, part: Schema, schema: Schema) -> Any:
+    """Return a copy of `value` with defaults filled in and numbers in their schema type."""
+    if "$ref" in part:
+        value = _fill(value, schema["$defs"][part["$ref"].rsplit("/", 1)[1]], schema)
+    for branch in part.get("allOf", ()):
+        if Draft202012Validator(branch["if"]).is_valid(value):
+            value = _fill(value, branch["then"], schema)
+    if isinstance(value, Mapping):
+        known = part.get("properties", {})
+        other = part.get("additionalProperties")
+        filled = {key: rule["default"] for key, rule in known.items() if "default" in rule}
+        filled |= value
+        return {
+            key: _fill(item, known.get(key, other if isinstance(other, Mapping) else {}), schema)
+            for key, item in filled.items()
+        }
+    if isinstance(value, list):
+        return [_fill(item, part.get("items", {}), schema) for item in value]
+    if part.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _line(error: ValidationError, where: tuple[str, ...]) -> str:
+    path = ".".join(map(str, (*where, *error.path)))
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = error.schema.get("properties", {})
+        unknown = next(key for key in error.instance if key not in known)
+        key = f"{path}.{unknown}" if path else str(unknown)
+        return f"config: {key}: unknown key; {did_you_mean(unknown, known)}"
+    if error.validator == "required":
+        return f"config: {path or 'top level'}: {error.message}; add it"
+    if error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
+        return (
+            f"config: {path}: {error.instance!r} is text in YAML; "
+            f"write {float(error.instance)!r} (a number has a digit, a dot and a sign: 1.0e-3)"
+        )
+    return f"config: {path}: {error.message}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _options(study: str, experiment: Config, where: tuple[str, ...]) -> Config:
+    """Check a model's options against the fields of its `Options`, without importing torch."""
+    catalogue = importlib.import_module(f"scanbench.{study}.catalogue")
+    path = ".".join(where)
+    if experiment["model"] not in catalogue.names():
+        hint = did_you_mean(experiment["model"], catalogue.names())
+        raise UserError(f"config: {path}.model: no model {experiment['model']!r}; {hint}")
+    fields = catalogue.option_fields(experiment["model"])
+    checked = {}
+    for key, value in experiment["options"].items():
+        if key not in fields:
+            hint = did_you_mean(key, fields) if fields else "this model has no options"
+            raise UserError(f"config: {path}.options.{key}: unknown key; {hint}")
+        kind, _ = fields[key]
+        checked[key] = _option(value, kind, f"config: {path}.options.{key}")
+    return checked
+
+
+def _option(value: Any, kind: str, where: str) -> Any:
+    """Return `value` as plain builtin of the annotated type `kind`, or refuse it."""
+    if kind.startswith("tuple"):
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {value!r} is not a list")
+        element = kind.removeprefix("tuple[").split(",")[0].rstrip("]")
+        return [_option(item, element, where) for item in value]
+    if kind.startswith("Literal") or kind == "str":
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {value!r} is not text")
+        return value
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind in ("int", "float") and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if kind == "float" else value
+    if kind == "float" and isinstance(value, float):
+        return value
+    raise UserError(f"{where}: {value!r} is not of type {kind}")
+
+
+def _check_references(config: Config) -> None:
+    for target in config["targets"]:
+        if target not in config["comparisons"]:
+            hint = did_you_mean(target, config["comparisons"])
+            raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+    for name, comparison in config["comparisons"].items():
+        for key, table in (("dataset", "datasets"), ("split", "splits")):
+            if comparison[key] not in config[table]:
+                hint = did_you_mean(comparison[key], config[table])
+                raise UserError(
+                    f"config: comparisons.{name}.{key}: no {key} {comparison[key]!r}; {hint}"
+                )
+        for experiment in comparison["experiments"]:
+            if experiment not in config["experiments"]:
+                hint = did_you_mean(experiment, config["experiments"])
+                raise UserError(
+                    f"config: comparisons.{name}.experiments: no experiment {experiment!r}; {hint}"
+                )
+            _check_window(config, name, experiment)
+
+
+def _check_window(config: Config, comparison: str, name: str) -> None:
+    window = config["experiments"][name]["window"]
+    lines = config["datasets"][config["comparisons"][comparison]["dataset"]]["store"]["lines"]
+    if window and window["lines"] > lines:
+        raise UserError(
+            f"config: experiments.{name}.window.lines: {window['lines']} lines do not fit into "
+            f"the {lines} lines of a scan (datasets.*.store.lines); choose fewer"
+        )

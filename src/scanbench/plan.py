@@ -1,0 +1,142 @@
+"""From the resolved configuration to what each job needs: pure functions, no torch, no files.
+
+Each rule gets one parameter, the canonical JSON of just its part of the configuration. One text is
+compared as a whole by Snakemake, so that swapping two values is seen, and reordering keys is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scanbench.files import canonical_json
+
+Config = Mapping[str, Any]
+
+#: Path of a run's folder below `results/`; wildcards as Snakemake writes them.
+RUN = "runs/{dataset}/{split}/{experiment}/fold{fold}-seed{seed}"
+
+
+def folds(split: Config) -> list[int]:
+    """Return the folds of a split."""
+    return [0] if split["scheme"] == "fixed" else list(range(split["folds"]))
+
+
+def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run of a comparison, in a fixed order."""
+    wanted = config["comparisons"][comparison]
+    return [
+        {
+            "dataset": wanted["dataset"],
+            "split": wanted["split"],
+            "experiment": experiment,
+            "fold": fold,
+            "seed": seed,
+        }
+        for experiment in wanted["experiments"]
+        for fold in folds(config["splits"][wanted["split"]])
+        for seed in wanted["seeds"]
+    ]
+
+
+def source_path(config: Config, dataset: str) -> str:
+    """Return where the raw files of a data set are: the user's path, or what a rule makes."""
+    return config["datasets"][dataset].get("path") or f"results/data/{dataset}/source"
+
+
+def label_path(config: Config, dataset: str) -> str | None:
+    """Return the path of the user's label table, if the data set names one."""
+    wanted = config["datasets"][dataset]
+    return wanted["labels"] if wanted["source"] == "files" else None
+
+
+def simulate_spec(config: Config, dataset: str) -> str:
+    """Return what simulating a data set depends on."""
+    return canonical_json(config["datasets"][dataset]["simulate"])
+
+
+def ingest_spec(config: Config, dataset: str) -> str:
+    """Return what ingesting a data set depends on."""
+    wanted = config["datasets"][dataset]
+    return canonical_json(
+        {
+            **wanted["ingest"],
+            "source": wanted["source"],
+            "path": source_path(config, dataset),
+            "labels": label_path(config, dataset),
+            "score_sheet": wanted["labels"] if wanted["source"] == "spm-toolbox" else None,
+        }
+    )
+
+
+def convert_spec(config: Config, dataset: str) -> str:
+    """Return what the store of a data set depends on."""
+    return canonical_json({**config["datasets"][dataset]["store"], "study": config["study"]})
+
+
+def split_spec(config: Config, split: str) -> str:
+    """Return what a split depends on, without the keys that its scheme does not use."""
+    wanted = dict(config["splits"][split])
+    unused = ("folds",) if wanted["scheme"] == "fixed" else ("test_fraction", "test_groups")
+    return canonical_json({key: value for key, value in wanted.items() if key not in unused})
+
+
+def train_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what one training depends on."""
+    experiment = config["experiments"][run["experiment"]]
+    return canonical_json(
+        {
+            **experiment,
+            "study": config["study"],
+            "name": run["experiment"],
+            "fold": int(run["fold"]),
+            "seed": int(run["seed"]),
+        }
+    )
+
+
+def evaluate_spec(config: Config, comparison: str) -> str:
+    """Return what the tables of a comparison depend on."""
+    wanted = config["comparisons"][comparison]
+    return canonical_json(
+        {
+            **config["evaluation"],
+            "comparison": comparison,
+            "dataset": wanted["dataset"],
+            "split": wanted["split"],
+            "experiments": wanted["experiments"],
+            "folds": folds(config["splits"][wanted["split"]]),
+            "seeds": wanted["seeds"],
+        }
+    )
+
+
+def render_spec(config: Config, comparison: str) -> str:
+    """Return what the figures and the summary of a comparison depend on."""
+    wanted = config["comparisons"][comparison]
+    dataset = config["datasets"][wanted["dataset"]]
+    return canonical_json(
+        {
+            "comparison": comparison,
+            "title": wanted["title"],
+            "dataset": wanted["dataset"],
+            "dataset_title": dataset["title"],
+            "attribution": dataset["attribution"],
+            "simulated": dataset["source"] == "simulate",
+            "split": wanted["split"],
+            "scheme": config["splits"][wanted["split"]]["scheme"],
+            "experiments": wanted["experiments"],
+            "folds": folds(config["splits"][wanted["split"]]),
+            "seeds": wanted["seeds"],
+        }
+    )
+
+
+def threads(config: Config, run: Mapping[str, Any]) -> int:
+    """Return the processor threads that one training uses."""
+    return int(config["experiments"][run["experiment"]]["training"]["num_threads"])
+
+
+def gpus(config: Config, run: Mapping[str, Any]) -> int:
+    """Return the devices that one training asks for, where there are any."""
+    return int(config["experiments"][run["experiment"]]["training"]["devices"])

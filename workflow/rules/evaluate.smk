@@ -1,0 +1,22 @@
+"""A comparison: all its models scored by the same code on the same rows."""
+
+
+rule evaluate:
+    output:
+        directory("results/comparisons/{comparison}/scores"),
+    input:
+        predictions=predictions,
+        store=comparison_store,
+        split=comparison_split,
+        code=code("scanbench.evaluation"),
+    params:
+        spec=lambda wildcards: plan.evaluate_spec(config, wildcards.comparison),
+    log:
+        "results/logs/evaluate/{comparison}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{comparison}.tsv"
+    conda:
+        "../../envs/scanbench.yaml"
+    shell:
+        "scanbench evaluate --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
+        " 2>&1 | tee {log:q}"
