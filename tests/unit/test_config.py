@@ -1,0 +1,114 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from scanbench import plan
+from scanbench.config import resolve
+from scanbench.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8"))
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+
+
+def objects(schema: Any, path: str = "") -> list[tuple[str, dict]]:
+    """Find every part of the schema that describes a mapping with fixed keys."""
+    found = []
+    if isinstance(schema, dict):
+        if "properties" in schema and "if" not in schema and not path.endswith("/if"):
+            found.append((path, schema))
+        for key, part in schema.items():
+            found += objects(part, f"{path}/{key}")
+    elif isinstance(schema, list):
+        for index, part in enumerate(schema):
+            found += objects(part, f"{path}/{index}")
+    return found
+
+
+def test_schema_is_valid() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_unknown_keys_are_refused_at_every_level() -> None:
+    # `dataset` only chooses by `source`; the branch it chooses is strict.
+    loose = [
+        path
+        for path, part in objects(SCHEMA)
+        if part.get("additionalProperties") is not False and path != "/$defs/dataset"
+    ]
+    assert loose == []
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    once = resolve(CONFIG, SCHEMA)
+    assert resolve(once, SCHEMA) == once
+
+
+def test_resolving_leaves_its_input_alone() -> None:
+    before = copy.deepcopy(CONFIG)
+    resolve(CONFIG, SCHEMA)
+    assert before == CONFIG
+
+
+def test_an_experiment_takes_what_it_leaves_out_from_the_top_level() -> None:
+    resolved = resolve(CONFIG, SCHEMA)
+    vit = resolved["experiments"]["vit"]
+    assert vit["training"] == resolved["training"]
+    assert vit["normalisation"] == "line"
+    assert resolved["experiments"]["vit-prefix"]["normalisation"] == "none"
+    assert resolved["experiments"]["vit-prefix"]["training"]["class_weights"] is False
+
+
+def test_whole_numbers_and_key_order_do_not_change_a_spec() -> None:
+    other = copy.deepcopy(CONFIG)
+    other["training"] = dict(reversed(other["training"].items()))
+    other["training"]["weight_decay"] = 0
+    same = copy.deepcopy(CONFIG)
+    same["training"]["weight_decay"] = 0.0
+    run = plan.runs(resolve(same, SCHEMA), "architectures")[40]
+    assert plan.train_spec(resolve(other, SCHEMA), run) == plan.train_spec(
+        resolve(same, SCHEMA), run
+    )
+
+
+def test_swapped_values_change_a_spec() -> None:
+    one, two = copy.deepcopy(CONFIG), copy.deepcopy(CONFIG)
+    one["experiments"]["lrcn-w20"]["options"] = {"window": 20, "stride": 4}
+    two["experiments"]["lrcn-w20"]["options"] = {"window": 4, "stride": 20}
+    run = {"experiment": "lrcn-w20", "fold": 0, "seed": 0}
+    assert plan.train_spec(resolve(one, SCHEMA), run) != plan.train_spec(resolve(two, SCHEMA), run)
+
+
+def test_runs_are_every_experiment_fold_and_seed_once() -> None:
+    resolved = resolve(CONFIG, SCHEMA)
+    wanted = CONFIG["comparisons"]["architectures"]
+    runs = [tuple(run.values()) for run in plan.runs(resolved, "architectures")]
+    assert len(runs) == len(set(runs)) == len(wanted["experiments"]) * 5 * len(wanted["seeds"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        (("datasets", "simulated", "source"), "sxm", "is not one of"),
+        (("datasets", "h-si100", "labels", "ties"), "random", "config: datasets.h-si100.labels.ties"),
+        (("training", "epochs"), 0, "config: training.epochs: 0 is less than the minimum"),
+        (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
+        (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
+        (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),
+        (("study",), "tipstat", "config: study"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(path: tuple, value: Any, line: str) -> None:
+    config = copy.deepcopy(CONFIG)
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(UserError) as error:
+        resolve(config, SCHEMA)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,80 @@
+"""Every configuration plans without data, SLURM or a GPU; every mistake is one clear line."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT, Project
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_overlay_plans(project: Project, overlay: str) -> None:
+    done = project.run(
+        "snakemake", "--dry-run", "--configfile", "config.yaml", f"config/{overlay}"
+    )
+    assert "train" in done.stdout + done.stderr
+
+
+def test_the_full_study_plans_exactly_its_runs(project: Project) -> None:
+    done = project.run("snakemake", "--dry-run", "--quiet")
+    counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert counts["train"] == counts["predict"] == str(8 * 5 * 3)
+
+
+def test_slurm_profile_plans_as_typed(project: Project) -> None:
+    done = project.run("snakemake", "--profile", "slurm", "--dry-run")
+    text = done.stdout + done.stderr
+    assert "slurm_partition=gpu" in text
+    assert "slurm_partition=cpu" in text
+
+
+MISTAKES = {
+    "misspelt key": ({"trainig": {}}, "config: trainig: unknown key; did you mean 'training'?"),
+    "misspelt key inside": (
+        {"experiments": {"vit": {"training": {"epoch": 3}}}},
+        "config: experiments.vit.training.epoch: unknown key; did you mean 'epochs'?",
+    ),
+    "misspelt option": (
+        {"experiments": {"lrcn-w20": {"options": {"windw": 12}}}},
+        "config: experiments.lrcn-w20.options.windw: unknown key; did you mean 'window'?",
+    ),
+    "misspelt store key": (
+        {"datasets": {"simulated": {"store": {"line": 12}}}},
+        "config: datasets.simulated.store.line: unknown key; did you mean 'lines'?",
+    ),
+    "number that YAML reads as text": (
+        {"training": {"learning_rate": "1e-3"}},
+        "config: training.learning_rate: '1e-3' is text in YAML; write 0.001",
+    ),
+    "wrong type": (
+        {"training": {"epochs": 2.5}},
+        "config: training.epochs: 2.5 is not of type 'integer'",
+    ),
+    "unknown model": (
+        {"experiments": {"vit": {"model": "vti"}}},
+        "config: experiments.vit.model: no model 'vti'; did you mean 'vit'?",
+    ),
+    "unknown experiment": (
+        {"comparisons": {"simulated": {"experiments": ["majorty"]}}},
+        "no experiment 'majorty'; did you mean 'majority'?",
+    ),
+    "unknown target": ({"targets": ["simulatd"]}, "no comparison 'simulatd'"),
+    "window longer than a scan": (
+        {"experiments": {"majority": {"window": {"lines": 33}}}},
+        "config: experiments.majority.window.lines: 33 lines do not fit into the 32 lines",
+    ),
+    "a name that leaves its folder": (
+        {"experiments": {"../up": {"model": "vit"}}},
+        "config: experiments: '../up' does not match",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_configuration_is_one_clear_line(project: Project, mistake: str) -> None:
+    config, line = MISTAKES[mistake]
+    done = project.snakemake("--dry-run", config=config, check=False)
+    assert done.returncode != 0
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr

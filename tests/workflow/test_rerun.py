@@ -1,0 +1,106 @@
+"""Changing one thing reruns what depends on it, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Job, Project
+
+pytestmark = pytest.mark.workflow
+
+EXPERIMENTS = ("majority", "features", "lrcn-w20", "causal-full")
+RUN = "dataset=simulated, split=sessions, experiment={}, fold=0, seed={}"
+DATA = {(rule, "dataset=simulated") for rule in ("simulate", "ingest", "convert")}
+SPLIT = {("split", "dataset=simulated, split=sessions")}
+SCORES = {("evaluate", "comparison=simulated")}
+RENDER = {("render", "comparison=simulated")}
+
+
+def runs(*experiments: str, seed: int = 0) -> set[Job]:
+    return {
+        (rule, RUN.format(name, seed)) for rule in ("train", "predict") for name in experiments
+    }
+
+
+EVERYTHING_AFTER_SPLIT = runs(*EXPERIMENTS) | SCORES | RENDER
+
+CHANGES = {
+    "simulated scans": (
+        {"datasets": {"simulated": {"simulate": {"seed": 1}}}},
+        DATA | SPLIT | EVERYTHING_AFTER_SPLIT,
+    ),
+    "ingest option": (
+        {"datasets": {"simulated": {"ingest": {"min_lines": 13}}}},
+        {job for job in DATA if job[0] != "simulate"} | SPLIT | EVERYTHING_AFTER_SPLIT,
+    ),
+    "store size": (
+        {"datasets": {"simulated": {"store": {"pixels": 24}}}},
+        {job for job in DATA if job[0] == "convert"} | SPLIT | EVERYTHING_AFTER_SPLIT,
+    ),
+    "split seed": ({"splits": {"sessions": {"seed": 5}}}, SPLIT | EVERYTHING_AFTER_SPLIT),
+    "training of all": ({"training": {"weight_decay": 0.1}}, EVERYTHING_AFTER_SPLIT),
+    "training of one": (
+        {"experiments": {"lrcn-w20": {"training": {"learning_rate": 5.0e-4}}}},
+        runs("lrcn-w20") | SCORES | RENDER,
+    ),
+    "option of one model": (
+        {"experiments": {"causal-full": {"options": {"ffn": 48}}}},
+        runs("causal-full") | SCORES | RENDER,
+    ),
+    "two values swapped": (
+        {"experiments": {"lrcn-w20": {"options": {"window": 16, "hidden": 12}}}},
+        runs("lrcn-w20") | SCORES | RENDER,
+    ),
+    "evaluation": ({"evaluation": {"bootstrap": 101}}, SCORES | RENDER),
+    "title": ({"comparisons": {"simulated": {"title": "Another"}}}, RENDER),
+    "seed added": (
+        {"comparisons": {"simulated": {"seeds": [0, 1]}}},
+        runs(*EXPERIMENTS, seed=1) | SCORES | RENDER,
+    ),
+    "experiment removed": (
+        {"comparisons": {"simulated": {"experiments": ["majority", "features"]}}},
+        SCORES | RENDER,
+    ),
+    "another data set": ({"datasets": {"h-si100": {"path": "/elsewhere"}}}, set()),
+    "number written as whole": ({"training": {"gradient_clip": 1}}, set()),
+}
+
+
+def test_nothing_reruns_when_nothing_changed(finished: Project) -> None:
+    assert finished.planned() == set()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_value_reruns_what_depends_on_it(finished: Project, change: str) -> None:
+    config, expected = CHANGES[change]
+    assert finished.planned(config=config) == expected
+
+
+SOURCES = {
+    "tipstate/models/lrcn.py": runs("lrcn-w20") | SCORES | RENDER,
+    "tipstate/models/vit.py": set(),
+    "comparison.py": SCORES | RENDER,
+    "tipstate/simulate.py": DATA | SPLIT | EVERYTHING_AFTER_SPLIT,
+    "training.py": EVERYTHING_AFTER_SPLIT,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_edited_source_reruns_the_jobs_whose_code_it_is(finished: Project, source: str) -> None:
+    path = finished.folder / "src/scanbench" / source
+    text, stat = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(text + b"\n# edited\n")
+        assert finished.planned() == SOURCES[source]
+    finally:
+        path.write_bytes(text)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert finished.planned() == set()
+
+
+def test_touched_sources_rerun_nothing(finished: Project) -> None:
+    for path in Path(finished.folder, "src").rglob("*.py"):
+        path.touch()
+    assert finished.planned() == set()
