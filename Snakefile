@@ -32,7 +32,10 @@ localrules:
 
 rule all:
     input:
-        expand("results/comparisons/{comparison}/summary.html", comparison=config["targets"]),
+        expand(
+            "results/comparisons/{comparison}/summary.html",
+            comparison=config["targets"],
+        ),
 
 
 include: "workflow/rules/ingest.smk"

@@ -42,7 +42,7 @@ def ingest(args: Arguments) -> None:
 
 def convert(args: Arguments) -> None:
     """Turn scans into one HDF5 store."""
-    from scanbench.store import convert
+    from scanbench.convert import convert
 
     convert(args.spec, args.scans, args.out)
 

@@ -6,6 +6,7 @@ compared as a whole by Snakemake, so that swapping two values is seen, and reord
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,12 @@ def label_path(config: Config, dataset: str) -> str | None:
     return wanted["labels"] if wanted["source"] == "files" else None
 
 
+def classes(config: Config, dataset: str) -> list[str]:
+    """Return the class names of a data set: its own, or the study's."""
+    study = importlib.import_module(f"scanbench.{config['study']}")
+    return list(config["datasets"][dataset].get("classes") or study.CLASSES)
+
+
 def simulate_spec(config: Config, dataset: str) -> str:
     """Return what simulating a data set depends on."""
     return canonical_json(config["datasets"][dataset]["simulate"])
@@ -62,6 +69,7 @@ def ingest_spec(config: Config, dataset: str) -> str:
         {
             **wanted["ingest"],
             "source": wanted["source"],
+            "classes": classes(config, dataset),
             "path": source_path(config, dataset),
             "labels": label_path(config, dataset),
             "score_sheet": wanted["labels"] if wanted["source"] == "spm-toolbox" else None,
@@ -71,7 +79,13 @@ def ingest_spec(config: Config, dataset: str) -> str:
 
 def convert_spec(config: Config, dataset: str) -> str:
     """Return what the store of a data set depends on."""
-    return canonical_json({**config["datasets"][dataset]["store"], "study": config["study"]})
+    return canonical_json(
+        {
+            **config["datasets"][dataset]["store"],
+            "study": config["study"],
+            "classes": classes(config, dataset),
+        }
+    )
 
 
 def split_spec(config: Config, split: str) -> str:

@@ -83,5 +83,7 @@ def comparison_scans(wildcards):
 
 def datasets_from(source):
     """Give a pattern for the data sets that come from `source`; it matches nothing if none do."""
-    names = [name for name, item in config["datasets"].items() if item["source"] == source]
+    names = [
+        name for name, item in config["datasets"].items() if item["source"] == source
+    ]
     return "|".join(re.escape(name) for name in names) or "(?!)"

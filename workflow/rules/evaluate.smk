@@ -2,21 +2,21 @@
 
 
 rule evaluate:
-    output:
-        directory("results/comparisons/{comparison}/scores"),
     input:
         predictions=predictions,
         store=comparison_store,
         split=comparison_split,
         code=code("scanbench.evaluation"),
-    params:
-        spec=lambda wildcards: plan.evaluate_spec(config, wildcards.comparison),
+    output:
+        directory("results/comparisons/{comparison}/scores"),
     log:
         "results/logs/evaluate/{comparison}.log",
     benchmark:
         "results/benchmarks/evaluate/{comparison}.tsv"
     conda:
         "../../envs/scanbench.yaml"
+    params:
+        spec=lambda wildcards: plan.evaluate_spec(config, wildcards.comparison),
     shell:
         "scanbench evaluate --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
         " 2>&1 | tee {log:q}"

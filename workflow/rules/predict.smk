@@ -2,9 +2,6 @@
 
 
 rule predict:
-    output:
-        predictions="results/" + plan.RUN + "/predictions.parquet",
-        provenance="results/" + plan.RUN + "/predict.json",
     input:
         store="results/data/{dataset}/store.h5",
         split="results/data/{dataset}/splits/{split}.json",
@@ -12,6 +9,9 @@ rule predict:
         model="results/" + plan.RUN + "/model.json",
         code=code("scanbench.prediction"),
         model_code=model_code,
+    output:
+        predictions="results/" + plan.RUN + "/predictions.parquet",
+        provenance="results/" + plan.RUN + "/predict.json",
     log:
         "results/logs/" + plan.RUN + "/predict.log",
     benchmark:

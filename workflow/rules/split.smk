@@ -2,18 +2,18 @@
 
 
 rule split:
-    output:
-        "results/data/{dataset}/splits/{split}.json",
     input:
         store="results/data/{dataset}/store.h5",
         code=code("scanbench.splits"),
-    params:
-        spec=lambda wildcards: plan.split_spec(config, wildcards.split),
+    output:
+        "results/data/{dataset}/splits/{split}.json",
     log:
         "results/logs/split/{dataset}/{split}.log",
     benchmark:
         "results/benchmarks/split/{dataset}/{split}.tsv"
     conda:
         "../../envs/scanbench.yaml"
+    params:
+        spec=lambda wildcards: plan.split_spec(config, wildcards.split),
     shell:
         "scanbench split --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee {log:q}"
