@@ -1,0 +1,448 @@
+"""The table of held-out predictions: the only thing that evaluation sees of a model.
+
+A table has one row per answer, keyed by (seed, scan, first line of the sample, lines seen). It is
+read in three ways, so that models that look at windows, at growing scans and at whole scans are
+compared on equal rows:
+
+`scan`
+    one final answer per seed and scan;
+`lines`
+    the latest answer that each scan had by line n, for a scan that is still running;
+`window`
+    each window on its own, for models that are trained on windows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanbench.errors import UserError
+
+INTEGERS = ("label", "fold", "seed", "first_line", "lines_seen")
+COLUMNS = ("scan_id", "group", *INTEGERS, "final")
+KEY = ["seed", "scan_id", "first_line", "lines_seen"]
+
+# Softmax in float32 is off by 1e-6 at most; a table off by more did not come from a softmax.
+SUM_TOLERANCE = 1e-4
+
+
+def class_columns(classes: Sequence[str]) -> list[str]:
+    """Return the names of the probability columns, in the order of `classes`."""
+    return [f"p_{name}" for name in classes]
+
+
+# ---------------------------------------------------------------------------------------------
+# What the table must agree with
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What is true of the scans, from the store and the split: nothing of any model.
+
+    Parameters
+    ----------
+    classes
+        Class names; a label is an index into them.
+    scans
+        Indexed by `scan_id`, with columns `label`, `group`, `n_lines`.
+    folds
+        For each fold, part name (`train`, `validation`, `test`) → scan ids.
+    name
+        The split file's name, for messages.
+    """
+
+    classes: tuple[str, ...]
+    scans: pd.DataFrame
+    folds: tuple[Mapping[str, frozenset[str]], ...]
+    name: str = "split.json"
+
+    @classmethod
+    def load(cls, store: str | Path, split: str | Path) -> HeldOut:
+        """Read labels, groups and lines from a store and the parts from a split file.
+
+        Raises
+        ------
+        UserError
+            If the two disagree in their classes, or the split names a scan that the store lacks.
+        """
+        with h5py.File(store, "r") as file:
+            classes = tuple(json.loads(file.attrs["classes"]))
+            scans = pd.DataFrame(
+                {
+                    "label": file["label"][:].astype(np.int64),
+                    "group": file["group"].asstr()[:],
+                    "n_lines": file["n_lines"][:].astype(np.int64),
+                },
+                index=pd.Index(file["scan_id"].asstr()[:], name="scan_id"),
+            )
+        document: dict[str, Any] = json.loads(Path(split).read_text(encoding="utf-8"))
+        if tuple(document["classes"]) != classes:
+            raise UserError(
+                f"{split}: classes {document['classes']} are not those of {store}, "
+                f"{list(classes)}: make the split again"
+            )
+        folds = tuple(
+            {part: frozenset(ids) for part, ids in fold.items()} for fold in document["folds"]
+        )
+        known = frozenset(scans.index)
+        for fold in folds:
+            for part, ids in fold.items():
+                if unknown := sorted(ids - known):
+                    raise UserError(
+                        f"{split}: {part} names scan {unknown[0]!r}, which {store} does not hold: "
+                        "make the split again"
+                    )
+        return cls(classes=classes, scans=scans, folds=folds, name=str(split))
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading and checking
+
+
+def read_experiment(
+    name: str, paths: Iterable[str | Path], classes: Sequence[str], held_out: HeldOut
+) -> pd.DataFrame:
+    """Read the tables of one experiment's runs (folds × seeds) as one checked table.
+
+    Parameters
+    ----------
+    name
+        The experiment's name, for messages.
+    paths
+        One Parquet file per run.
+    classes
+        Class names; the probability columns must be exactly theirs.
+    held_out
+        What the rows must agree with.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of all runs with columns `COLUMNS` and `class_columns(classes)`.
+
+    Raises
+    ------
+    UserError
+        Naming the experiment and file, if the table has holes, duplicates, non-finite values or
+        wrong columns, or disagrees with store and split; leakage is one such disagreement.
+    """
+    frames = []
+    for path in paths:
+        where = f"experiment {name!r}: {path}"
+        frame = _read(path, where)
+        check_table(frame, classes, where)
+        frames.append(frame[[*COLUMNS, *class_columns(classes)]])
+    if not frames:
+        raise UserError(f"experiment {name!r}: no table of predictions is listed: name its runs")
+    where = f"experiment {name!r}"
+    table = pd.concat(frames, ignore_index=True)
+    _check_unique(table, where)
+    check_against(table, held_out, where)
+    return table
+
+
+def _read(path: str | Path, where: str) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{where} does not exist: run predict first") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where} is no Parquet file ({reason}): run predict again") from None
+
+
+def check_table(frame: pd.DataFrame, classes: Sequence[str], where: str) -> None:
+    """Check what can be told from a table alone.
+
+    Raises
+    ------
+    UserError
+        One line that begins with `where`: a missing or foreign column, a wrong type, an empty
+        table, a missing or non-finite value, probabilities that do not sum to 1, a duplicate row,
+        or a sample without exactly one final answer.
+    """
+    wanted = class_columns(classes)
+    found = [str(column) for column in frame.columns if str(column).startswith("p_")]
+    if missing := [column for column in (*COLUMNS, *wanted) if column not in frame.columns]:
+        raise UserError(f"{where}: column {missing[0]!r} is missing: run predict again")
+    if foreign := sorted(set(found) - set(wanted)):
+        raise UserError(
+            f"{where}: column {foreign[0]!r} is of no class in {list(classes)}: "
+            "the run was trained on other classes; train and predict again"
+        )
+    if frame.empty:
+        raise UserError(f"{where}: the table has no rows: run predict again")
+    for column in INTEGERS:
+        if not pd.api.types.is_integer_dtype(frame[column]):
+            raise UserError(
+                f"{where}: column {column!r} must hold whole numbers, not {frame[column].dtype}"
+            )
+    if not pd.api.types.is_bool_dtype(frame["final"]):
+        raise UserError(f"{where}: column 'final' must hold true/false, not {frame['final'].dtype}")
+    for column in COLUMNS:
+        if frame[column].isna().any():
+            raise UserError(f"{where}: column {column!r} has empty cells: run predict again")
+    for column in wanted:
+        if not pd.api.types.is_float_dtype(frame[column]):
+            raise UserError(
+                f"{where}: column {column!r} must hold floats, not {frame[column].dtype}"
+            )
+
+    p_RC = frame[wanted].to_numpy(np.float64)
+    checks: tuple[tuple[NDArray[np.bool_], str], ...] = (
+        (~np.isfinite(p_RC).all(axis=1), "a probability that is NaN or infinite"),
+        ((p_RC < 0).any(axis=1), "a negative probability"),
+        (np.abs(p_RC.sum(axis=1) - 1) > SUM_TOLERANCE, "probabilities that do not sum to 1"),
+        ((frame["first_line"] < 0).to_numpy(), "a negative first_line"),
+        ((frame["lines_seen"] <= frame["first_line"]).to_numpy(), "lines_seen not past first_line"),
+    )
+    for bad_R, what in checks:
+        if bad_R.any():
+            raise UserError(f"{where}: {_row(frame, bad_R)} has {what}: run predict again")
+    _check_unique(frame, where)
+
+    sample = ["seed", "scan_id", "first_line"]
+    ordered = frame.sort_values(KEY, kind="stable")
+    last_R = ~ordered.duplicated(sample, keep="last").to_numpy()
+    if (wrong_R := ordered["final"].to_numpy() != last_R).any():
+        raise UserError(
+            f"{where}: {_row(ordered, wrong_R)}: 'final' must mark the last answer of each sample "
+            "and no other: run predict again"
+        )
+
+
+def _check_unique(frame: pd.DataFrame, where: str) -> None:
+    if (twice_R := frame.duplicated(KEY).to_numpy()).any():
+        raise UserError(
+            f"{where}: {_row(frame, twice_R)} stands there twice: give each run once, "
+            "and each scan to one fold's test part"
+        )
+
+
+def check_against(frame: pd.DataFrame, held_out: HeldOut, where: str) -> None:
+    """Check a table against the store and the split.
+
+    Raises
+    ------
+    UserError
+        One line that begins with `where`: a fold that the split lacks, a scan that the store
+        lacks, a label or group that disagrees, an answer from lines that were never measured, a
+        scan outside the fold's test part (leakage), a test scan without a prediction, or seeds
+        with different folds.
+    """
+    count = len(held_out.folds)
+    if (bad_R := ~frame["fold"].between(0, count - 1).to_numpy()).any():
+        raise UserError(
+            f"{where}: fold {frame['fold'][bad_R].iloc[0]} is not in {held_out.name}, "
+            f"which has {count}: predict again with this split"
+        )
+    if (bad_R := ~frame["scan_id"].isin(held_out.scans.index).to_numpy()).any():
+        raise UserError(
+            f"{where}: {_row(frame, bad_R)} is not in the store: predict again from this store"
+        )
+    truth = held_out.scans.loc[frame["scan_id"]]
+    for column in ("label", "group"):
+        bad_R = np.asarray(frame[column].to_numpy() != truth[column].to_numpy(), dtype=bool)
+        if bad_R.any():
+            raise UserError(
+                f"{where}: {_row(frame, bad_R)} has {column} {frame[column][bad_R].iloc[0]!s} but "
+                f"{truth[column][bad_R].iloc[0]!s} in the store: predict again from this store"
+            )
+    if (bad_R := frame["lines_seen"].to_numpy() > truth["n_lines"].to_numpy()).any():
+        raise UserError(
+            f"{where}: {_row(frame, bad_R)} answers after more lines than the scan has "
+            f"({truth['n_lines'][bad_R].iloc[0]}): run predict again"
+        )
+
+    folds_of: dict[int, set[int]] = {}
+    for seed, fold in sorted(set(zip(frame["seed"], frame["fold"], strict=True))):
+        folds_of.setdefault(seed, set()).add(fold)
+        parts = held_out.folds[fold]
+        of_run = (frame["seed"] == seed) & (frame["fold"] == fold)
+        predicted = frozenset(frame["scan_id"][of_run])
+        if stray := sorted(predicted - parts["test"]):
+            home = [part for part in ("train", "validation") if stray[0] in parts.get(part, ())]
+            raise UserError(
+                f"{where}: scan {stray[0]!r} (seed {seed}) is in {home[0] if home else 'no part'} "
+                f"of fold {fold} of {held_out.name}, not in test: scores on it would be leakage; "
+                "predict again with this split"
+            )
+        if unanswered := sorted(parts["test"] - predicted):
+            raise UserError(
+                f"{where}: {len(unanswered)} test scan(s) of fold {fold} have no prediction of "
+                f"seed {seed}, first {unanswered[0]!r}: run predict again"
+            )
+    folds = set[int]().union(*folds_of.values())
+    for seed, own in folds_of.items():
+        if lacking := sorted(folds - own):
+            raise UserError(f"{where}: seed {seed} lacks fold {lacking[0]}: run it or leave it out")
+
+
+def _row(frame: pd.DataFrame, bad_R: NDArray[np.bool_]) -> str:
+    """Name the first bad row as a user would look for it."""
+    row = frame.iloc[int(np.argmax(bad_R))]
+    return (
+        f"scan {row['scan_id']!r} (seed {row['seed']}, first_line {row['first_line']}, "
+        f"lines_seen {row['lines_seen']})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The three readings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Predictions read in one way: the same N rows for each of S seeds.
+
+    Parameters
+    ----------
+    name
+        `scan`, `lines` or `window`.
+    lines
+        Lines seen in a `lines` reading, else None.
+    seeds
+        The S seeds, rising.
+    scan_id_N, first_line_N, label_N, group_N
+        What the rows are, sorted by scan id and first line.
+    p_SNC
+        Probabilities, float64.
+    """
+
+    name: str
+    lines: int | None
+    seeds: tuple[int, ...]
+    scan_id_N: NDArray[np.object_]
+    first_line_N: NDArray[np.int64]
+    label_N: NDArray[np.int64]
+    group_N: NDArray[np.object_]
+    p_SNC: NDArray[np.float64]
+
+    @property
+    def scans(self) -> int:
+        """Number of scans that the rows are of."""
+        return len(set(self.scan_id_N))
+
+
+def is_windowed(table: pd.DataFrame) -> bool:
+    """Tell whether samples are windows of scans rather than scans from their first line."""
+    return bool((table["first_line"] > 0).any())
+
+
+def scan_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading:
+    """Read one final answer per seed and scan.
+
+    A model that sees the scan from its first line has one final answer. For a model that sees
+    windows, the answer is the mean of the probabilities over the scan's windows (the sum rule of
+    Kittler et al., IEEE TPAMI 20, 226 (1998)), so that it has used every line, as its rivals have.
+    """
+    columns = class_columns(classes)
+    final = table[table["final"]]
+    key = ["seed", "scan_id"]
+    if final.duplicated(key).any():
+        mean = final.groupby(key, sort=False)[columns].mean()
+        rows = (
+            final.drop_duplicates(key)
+            .drop(columns=columns)
+            .merge(_settled(mean).reset_index(), on=key, validate="one_to_one")
+        )
+        final = rows.assign(first_line=0)
+    return _stack(final, columns, "scan", None)
+
+
+def lines_reading(table: pd.DataFrame, classes: Sequence[str], lines: int) -> Reading | None:
+    """Read the latest answer that each scan had by line `lines`, or None where one had none.
+
+    Only answers with `lines_seen` ≤ `lines` count, so a scan that is shorter keeps its last. Where
+    two windows answer at the same line, the one that began earlier, and so saw more, counts.
+    """
+    seen = table[table["lines_seen"] <= lines]
+    key = ["seed", "scan_id"]
+    ordered = seen.sort_values(
+        [*key, "lines_seen", "first_line"], ascending=[True, True, True, False], kind="stable"
+    )
+    latest = ordered.drop_duplicates(key, keep="last")
+    if len(latest) < len(table.drop_duplicates(key)):
+        return None
+    return _stack(latest.assign(first_line=0), class_columns(classes), "lines", lines)
+
+
+def window_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading | None:
+    """Read each window's final answer on its own; None for a model that sees whole scans.
+
+    Raises
+    ------
+    UserError
+        If the seeds have different windows.
+    """
+    if not is_windowed(table):
+        return None
+    return _stack(table[table["final"]], class_columns(classes), "window", None)
+
+
+def _settled(p: pd.DataFrame) -> pd.DataFrame:
+    """Round to 40 significant bits.
+
+    A mean over windows ends in rounding noise, which would rank scans of equal probability: a
+    constant classifier must keep an AUROC of exactly one half.
+    """
+    mantissa, exponent = np.frexp(p.to_numpy(np.float64))
+    return pd.DataFrame(
+        np.ldexp(np.round(mantissa * 2.0**40), exponent - 40), index=p.index, columns=p.columns
+    )
+
+
+def _stack(rows: pd.DataFrame, columns: list[str], name: str, lines: int | None) -> Reading:
+    rows = rows.sort_values(["seed", "scan_id", "first_line"], kind="stable")
+    seeds = tuple(int(seed) for seed in sorted(rows["seed"].unique()))
+    first = rows[rows["seed"] == seeds[0]]
+    identity = list(zip(first["scan_id"], first["first_line"], strict=True))
+    for seed in seeds[1:]:
+        other = rows[rows["seed"] == seed]
+        if identity != list(zip(other["scan_id"], other["first_line"], strict=True)):
+            raise UserError(
+                f"seeds {seeds[0]} and {seed} have answers for different scans or windows "
+                f"({len(first)} and {len(other)} rows): run predict again for both"
+            )
+    return Reading(
+        name=name,
+        lines=lines,
+        seeds=seeds,
+        scan_id_N=first["scan_id"].to_numpy(object),
+        first_line_N=first["first_line"].to_numpy(np.int64),
+        label_N=first["label"].to_numpy(np.int64),
+        group_N=first["group"].to_numpy(object),
+        p_SNC=rows[columns].to_numpy(np.float64).reshape(len(seeds), len(first), len(columns)),
+    )
+
+
+def check_same_rows(readings: Mapping[str, Reading]) -> None:
+    """Check that all experiments have the same rows of (seed, scan), so that they can be paired.
+
+    Raises
+    ------
+    UserError
+        Naming two experiments, and the first seed or scan that only one of them has.
+    """
+    (reference, first), *others = readings.items()
+    for name, reading in others:
+        for what, ours, theirs in (
+            ("seed", set(first.seeds), set(reading.seeds)),
+            ("scan", set(first.scan_id_N), set(reading.scan_id_N)),
+        ):
+            if difference := sorted(ours ^ theirs):
+                has, lacks = (reference, name) if difference[0] in ours else (name, reference)
+                raise UserError(
+                    f"experiments {reference!r} and {name!r} cannot be compared: {what} "
+                    f"{difference[0]!r} is in {has!r} but not in {lacks!r}: "
+                    "run the same folds and seeds for both"
+                )
