@@ -1,0 +1,859 @@
+"""One look for every figure, saved byte for byte alike; and the figures that any study shares.
+
+Each figure function takes tables (docs/formats.md) and gives a `matplotlib.figure.Figure`: no
+pyplot, no global state, nothing read or written. `experiments` lists the names in the order of the
+legend; one without rows is left out.
+
+Colours are those of Okabe & Ito ("Color universal design", 2008), which people with any common
+colour vision can tell apart; line style and marker repeat what the colour says, for grey print.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib.style
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from scanbench.files import replacing
+
+__all__ = [
+    "CLASS_COLOURS",
+    "DOUBLE",
+    "FORMATS",
+    "METRIC_NAMES",
+    "SINGLE",
+    "ExperimentStyle",
+    "History",
+    "Sheet",
+    "by_lines",
+    "confusion_matrices",
+    "differences",
+    "experiment_styles",
+    "group_dots",
+    "learning_curves",
+    "message",
+    "plain",
+    "reliability",
+    "roc_curves",
+    "save",
+    "styled",
+]
+
+P = ParamSpec("P")
+
+MM = 1 / 25.4
+SINGLE = 85 * MM
+"""Width of a single-column figure, inches."""
+DOUBLE = 178 * MM
+"""Width of a double-column figure, inches."""
+
+FORMATS = ("svg", "pdf", "png")
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#6E6E6E"
+PALE = "#C8C8C8"
+
+# The first four differ in lightness as well (46, 58, 71, 89), so they stay apart in grey print.
+CLASS_COLOURS = (BLUE, GREEN, ORANGE, YELLOW, VERMILLION, SKY, PURPLE, BLACK)
+EXPERIMENT_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK, SKY)
+EXPERIMENT_LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (5, 1.2, 1.2, 1.2)),
+    (0, (8, 1.5, 2, 1.5)),
+)
+EXPERIMENT_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "ece": "ECE",
+}
+
+# More curves than this in one panel hide each other's bands.
+FEW = 4
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with Matplotlib: the same glyphs on every machine
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "patch.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "savefig.dpi": 300,
+    "image.interpolation": "nearest",
+    "text.parse_math": False,  # a scan called "$x" is a name, not a formula
+    "svg.fonttype": "path",
+    "svg.hashsalt": "scanbench",
+    "pdf.fonttype": 42,
+}
+
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+
+
+def styled(function: Callable[P, Sheet]) -> Callable[P, Sheet]:
+    """Make a figure function draw in this module's style, whatever the user's matplotlibrc says."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Sheet:
+        with matplotlib.style.context(STYLE, after_reset=True):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def save(
+    figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS
+) -> dict[str, Path]:
+    """Write a figure as `folder/name.<format>`; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure
+        The figure, at its printed size.
+    folder, name
+        Where, and the file name without its suffix.
+    formats
+        Some of "svg", "pdf", "png" (300 dots per inch).
+
+    Returns
+    -------
+    dict
+        Format → file.
+    """
+    paths = {}
+    with matplotlib.style.context(STYLE, after_reset=True):
+        if figure.get_layout_engine() is not None:
+            # The first pass sizes body and foot, the second what stands in them; then it is fixed,
+            # so that every format (and every later saving) shows the same picture.
+            figure.draw_without_rendering()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        for form in formats:
+            paths[form] = folder / f"{name}.{form}"
+            with replacing(paths[form]) as part:
+                figure.savefig(part, format=form, metadata=_METADATA[form])
+    return paths
+
+
+def plain(text: object, width: int | None = None) -> str:
+    """Return text that any backend can draw: one line, no control characters.
+
+    Parameters
+    ----------
+    text
+        A name out of the data.
+    width
+        Longest result in characters; the middle of a longer text becomes "…", because names of
+        scans differ at either end.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    if width is None or len(line) <= width:
+        return line
+    tail = (width - 1) // 2
+    return f"{line[: width - 1 - tail]}…{line[len(line) - tail :]}"
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Break a name into lines of at most `width` characters, after spaces, hyphens and slashes."""
+    lines = [""]
+    for piece in re.findall(r"[^-/ ]*[-/ ]*", plain(text)):
+        if len(lines[-1] + piece.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines) or " "
+
+
+@dataclass(frozen=True)
+class ExperimentStyle:
+    """How one experiment is drawn in every figure: colour, line style and marker."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+def experiment_styles(experiments: Sequence[str]) -> dict[str, ExperimentStyle]:
+    """Give each experiment its look, by its place in the order; up to 35 are unlike each other."""
+    return {
+        name: ExperimentStyle(
+            EXPERIMENT_COLOURS[i % len(EXPERIMENT_COLOURS)],
+            EXPERIMENT_LINES[i % len(EXPERIMENT_LINES)],
+            EXPERIMENT_MARKERS[i % len(EXPERIMENT_MARKERS)],
+        )
+        for i, name in enumerate(experiments)
+    }
+
+
+class Sheet(Figure):
+    """A figure with a body for panels and legend, and a foot for its source.
+
+    Parameters
+    ----------
+    width, height
+        Size of the body at print, inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
+        engine = self.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
+        self._rows = self.add_gridspec(2, 1, height_ratios=[1, 1e-3])
+        self.body = self.add_subfigure(self._rows[0])
+        self._foot = self.add_subfigure(self._rows[1])
+
+    def grow(self, height: float) -> None:
+        """Make the figure taller (inches)."""
+        self.set_size_inches(self.get_figwidth(), self.get_figheight() + height)
+
+    def note(self, text: str) -> None:
+        """Write a note under the figure; it grows by the lines that the text needs."""
+        width, height = self.get_size_inches()
+        lines = textwrap.wrap(plain(text), max(20, int(width / MM / 1.32)))
+        strip = (1.5 + 3.2 * len(lines)) * MM
+        self.grow(strip)
+        self._rows.set_height_ratios([height, strip])
+        with matplotlib.style.context(STYLE, after_reset=True):
+            self._foot.text(
+                1 * MM / width, 0.9, "\n".join(lines), fontsize=7, color=GREY, ha="left", va="top",
+                linespacing=1.1,
+            )  # fmt: skip
+
+
+@styled
+def message(text: str) -> Sheet:
+    """Return a figure that says why there is nothing to show, so that each promised file exists."""
+    figure = Sheet(SINGLE, 22 * MM)
+    figure.body.text(0.5, 0.5, textwrap.fill(plain(text), 48), ha="center", va="center", color=GREY)
+    return figure
+
+
+def _present(experiments: Sequence[str], frame: pd.DataFrame) -> list[str]:
+    have = set(frame["experiment"])
+    return [name for name in experiments if name in have]
+
+
+def _grid(
+    n: int, columns: int, panel_height: float, *, width: float = DOUBLE, **kwargs: Any
+) -> tuple[Sheet, list[Axes]]:
+    """Return a figure with `n` panels in rows of `columns`; `panel_height` is in inches."""
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure = Sheet(width, rows * panel_height)
+    axes = figure.body.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
+    for spare in axes[n:]:
+        spare.remove()
+    return figure, axes[:n]
+
+
+def _lowest(axes: Sequence[Axes], columns: int) -> list[Axes]:
+    """Return the panels that have none below them."""
+    return list(axes[-min(columns, len(axes)) :])
+
+
+def _legend(figure: Sheet, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put a legend under the panels, in as many columns as its longest entry leaves room for."""
+    longest = max(len(label) for label in labels)
+    columns = max(1, int(figure.get_figwidth() / MM / (12 + 1.45 * longest)))
+    figure.grow((2 + 3.6 * math.ceil(len(labels) / columns)) * MM)
+    figure.body.legend(
+        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)),
+        columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _experiment_legend(
+    figure: Sheet,
+    experiments: Sequence[str],
+    styles: Mapping[str, ExperimentStyle],
+    *,
+    markers: bool,
+) -> None:
+    handles = []
+    for name in experiments:
+        style = styles[name]
+        marker = style.marker if markers else ""
+        handles.append(Line2D([], [], color=style.colour, linestyle=style.line, marker=marker))
+    _legend(figure, handles, [plain(name) for name in experiments])
+
+
+def _share_axis(axes: Axes, *, x: bool = False, y: bool = False) -> None:
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    labels = ["0", "", "0.5", "", "1"]
+    if x:
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks(ticks, labels)
+    if y:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks(ticks, labels)
+
+
+# ------------------------------------------------------------------------------ how good, and when
+
+
+@styled
+def roc_curves(roc: pd.DataFrame, experiments: Sequence[str], classes: Sequence[str]) -> Sheet:
+    """Draw one-vs-rest ROC curves, a panel per class.
+
+    The bold curve is the mean true-positive rate over the seeds at each false-positive rate
+    (vertical averaging; Fawcett 2006, doi:10.1016/j.patrec.2005.10.010, section 8.1); thin curves
+    are the seeds, shown where at most four experiments are compared.
+
+    Parameters
+    ----------
+    roc
+        `roc.csv`: experiment, class, seed, fpr, tpr.
+    experiments
+        Names, in the order shown.
+    classes
+        Classes, in the order of the panels.
+    """
+    styles = experiment_styles(experiments)
+    shown = _present(experiments, roc)
+    if not shown:
+        return message("No ROC curves: no experiment gave probabilities for whole scans.")
+    columns = min(4, len(classes))
+    figure, panels = _grid(len(classes), columns, 48 * MM, sharey=True)
+    grid = np.linspace(0, 1, 201)
+    for axes, name in zip(panels, classes, strict=True):
+        axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8, zorder=0)
+        for experiment in shown:
+            style = styles[experiment]
+            rows = roc[(roc["experiment"] == experiment) & (roc["class"] == name)]
+            curves = []
+            for _, seed in rows.groupby("seed"):
+                fpr, tpr = seed["fpr"].to_numpy(float), seed["tpr"].to_numpy(float)
+                order = np.lexsort((tpr, fpr))
+                fpr, tpr = fpr[order], tpr[order]
+                # At a vertical step the curve holds the highest rate reached there.
+                last = np.append(fpr[1:] != fpr[:-1], True)
+                curve = np.interp(grid, fpr[last], np.maximum.accumulate(tpr[last]))
+                curves.append(curve)
+                if len(shown) <= FEW:
+                    axes.plot(fpr, tpr, color=style.colour, linewidth=0.4, alpha=0.45)
+            if curves:
+                mean = np.concatenate([[0.0], np.mean(curves, axis=0)])
+                axes.plot(
+                    np.concatenate([[0.0], grid]), mean, color=style.colour, linestyle=style.line,
+                    linewidth=1.3 if len(shown) <= FEW else 1.0,
+                )  # fmt: skip
+        axes.set_title(_wrapped(name, 24))
+        axes.set_aspect("equal")
+        _share_axis(axes, x=True, y=True)
+    for axes in panels[::columns]:
+        axes.set_ylabel("True-positive rate")
+    for axes in _lowest(panels, columns):
+        axes.set_xlabel("False-positive rate")
+    _experiment_legend(figure, shown, styles, markers=False)
+    return figure
+
+
+@styled
+def confusion_matrices(
+    confusion: pd.DataFrame, experiments: Sequence[str], classes: Sequence[str]
+) -> Sheet:
+    """Draw one confusion matrix per experiment: each row as shares of the true class, with counts.
+
+    Parameters
+    ----------
+    confusion
+        `confusion.csv`: experiment, seed, true, predicted, count. Counts are summed over seeds.
+    experiments
+        Names, in the order shown.
+    classes
+        Classes, in the order of rows and columns.
+    """
+    shown = _present(experiments, confusion)
+    if not shown:
+        return message("No confusion matrices: no experiment gave predictions for whole scans.")
+    columns = max(1, 16 // len(classes))
+    # A cell of 9 mm holds "100%" in 7 pt.
+    cells = 9 * len(classes)
+    width = min(DOUBLE, (26 + (cells + 3) * min(columns, len(shown))) * MM)
+    figure, panels = _grid(
+        len(shown), columns, (cells + 8) * MM, width=max(width, SINGLE), sharey=True
+    )
+    figure.grow(16 * MM)
+    labels = [_wrapped(c, 12) for c in classes]
+    for axes, experiment in zip(panels, shown, strict=True):
+        rows = confusion[confusion["experiment"] == experiment]
+        counts = (
+            rows.pivot_table(index="true", columns="predicted", values="count", aggfunc="sum")
+            .reindex(index=list(classes), columns=list(classes))
+            .fillna(0)
+            .to_numpy(float)
+        )
+        totals = counts.sum(axis=1, keepdims=True)
+        shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            axes.text(
+                column, row, f"{share:.0%}\n{counts[row, column]:,.0f}", ha="center", va="center",
+                fontsize=7, linespacing=1.0, color="white" if share > 0.6 else "black",
+            )  # fmt: skip
+        axes.set_title(_wrapped(experiment, 22))
+        axes.set_xticks([])
+        axes.set_yticks(range(len(classes)), labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    for axes in _lowest(panels, columns):
+        axes.set_xticks(range(len(classes)), labels, rotation=90, linespacing=0.9)
+        axes.set_xlabel("Predicted class")
+    for axes in panels[::columns]:
+        axes.set_ylabel("True class")
+    return figure
+
+
+@styled
+def by_lines(
+    metrics: pd.DataFrame,
+    experiments: Sequence[str],
+    chance: Mapping[str, float] | None = None,
+) -> Sheet:
+    """Draw how good each experiment is after n scan lines.
+
+    One panel per metric shows all experiments. Up to four keep their interval bands there; of
+    more, each gets a small panel of its own with its band, the others in grey behind it. An
+    experiment that answers only once is a point with its interval.
+
+    Parameters
+    ----------
+    metrics
+        `metrics.csv`; the macro rows of reading `lines` are used.
+    experiments
+        Names, in the order shown.
+    chance
+        Metric → value of guessing, drawn as a dotted line.
+    """
+    styles = experiment_styles(experiments)
+    rows = metrics[(metrics["reading"] == "lines") & _macro(metrics)]
+    shown = _present(experiments, rows)
+    names = [m for m in ("auroc", "balanced_accuracy", "accuracy") if m in set(rows["metric"])]
+    if not shown or not names:
+        return message("No experiment was read line by line.")
+    many = len(shown) > FEW
+    columns = 4
+    small = math.ceil(len(shown) / columns) if many else 0
+    figure = Sheet(DOUBLE, (50 + 36 * small) * MM)
+    top, *rest = figure.body.subfigures(
+        2 if many else 1, 1, height_ratios=[50, 36 * small] if many else None, squeeze=False
+    ).ravel()
+
+    def draw(axes: Axes, metric: str, experiment: str, *, band: bool, grey: bool = False) -> None:
+        data = rows[(rows["metric"] == metric) & (rows["experiment"] == experiment)]
+        data = data.sort_values("lines")
+        x, y = data["lines"].to_numpy(float), data["value"].to_numpy(float)
+        low, high = data["low"].to_numpy(float), data["high"].to_numpy(float)
+        style = styles[experiment]
+        colour = PALE if grey else style.colour
+        if len(x) == 1:
+            axes.plot(x, y, style.marker, color=colour, zorder=1 if grey else 3)
+            if band:
+                axes.vlines(x, low, high, color=colour, linewidth=1)
+            return
+        if band:
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(
+            x, y, color=colour, linestyle="-" if grey else style.line,
+            linewidth=0.6 if grey else 1.1, zorder=1 if grey else 2,
+            marker="" if grey else style.marker, markevery=max(1, len(x) // 6), markersize=3,
+        )  # fmt: skip
+
+    last = float(rows["lines"].max())
+
+    def finish(axes: Axes, metric: str) -> None:
+        if chance and metric in chance:
+            axes.axhline(chance[metric], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+        axes.set_xlim(0, last * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y")
+
+    for axes, metric in zip(
+        np.ravel(top.subplots(1, len(names), squeeze=False)), names, strict=True
+    ):
+        for experiment in shown:
+            draw(axes, metric, experiment, band=not many)
+        finish(axes, metric)
+        axes.set_ylabel(METRIC_NAMES[metric])
+        axes.set_xlabel("Scan lines seen")
+    if many:
+        metric = "balanced_accuracy" if "balanced_accuracy" in names else names[0]
+        grid = list(rest[0].subplots(small, columns, squeeze=False, sharex=True, sharey=True).flat)
+        for axes in grid[len(shown) :]:
+            axes.remove()
+        for axes, experiment in zip(grid, shown, strict=False):
+            for other in shown:
+                if other != experiment:
+                    draw(axes, metric, other, band=False, grey=True)
+            draw(axes, metric, experiment, band=True)
+            finish(axes, metric)
+            axes.set_title(_wrapped(experiment, 26))
+        for axes in _lowest(grid[: len(shown)], columns):
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("Scan lines seen")
+        for axes in grid[: len(shown) : columns]:
+            axes.set_ylabel(METRIC_NAMES[metric])
+    _experiment_legend(figure, shown, styles, markers=True)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of one training run.
+
+    Attributes
+    ----------
+    fold, seed
+        Which run it is.
+    frame
+        `history.csv` of the run.
+    best_epoch
+        Epoch whose weights were kept; None where nothing was trained by epochs.
+    """
+
+    fold: int
+    seed: int
+    frame: pd.DataFrame
+    best_epoch: int | None
+
+
+@styled
+def learning_curves(
+    histories: Mapping[str, Sequence[History]], experiments: Sequence[str]
+) -> Sheet:
+    """Draw loss and accuracy against the epoch, training against validation, for each experiment.
+
+    Every run (fold and seed) is a curve; a ring marks the epoch whose weights were kept. Between
+    training and validation accuracy the gap is shaded (mean over runs), and its mean at the kept
+    epochs is written.
+
+    Parameters
+    ----------
+    histories
+        Experiment → its runs. Experiments that were not trained by epochs have none.
+    experiments
+        Names, in the order shown.
+    """
+    shown = [n for n in experiments if any(len(run.frame) for run in histories.get(n, ()))]
+    if not shown:
+        return message("No learning curves: no experiment here is trained by epochs.")
+    columns = min(4, max(2, len(shown)))
+    blocks = math.ceil(len(shown) / columns)
+    figure = Sheet(DOUBLE, blocks * 66 * MM)
+    grid = figure.body.subplots(2 * blocks, columns, squeeze=False)
+    styles: dict[str, tuple[str, Any]] = {"train": (ORANGE, (0, (3, 1.2))), "val": (BLUE, "-")}
+    kept: dict[str, Any] = {
+        "marker": "o", "markersize": 4.5, "markerfacecolor": "white", "zorder": 4
+    }  # fmt: skip
+    for i in range(blocks * columns):
+        block, column = divmod(i, columns)
+        loss, accuracy = grid[2 * block, column], grid[2 * block + 1, column]
+        if i >= len(shown):
+            loss.remove()
+            accuracy.remove()
+            continue
+        name = shown[i]
+        gaps, best_gaps = [], []
+        for run in histories[name]:
+            if not len(run.frame):
+                continue
+            epochs = run.frame["epoch"].to_numpy(float)
+            for part, (colour, line) in styles.items():
+                for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+                    values = run.frame[f"{part}_{quantity}"].to_numpy(float)
+                    axes.plot(epochs, values, color=colour, linestyle=line, linewidth=0.8)
+            gap = run.frame.set_index("epoch")[["train_accuracy", "val_accuracy"]]
+            gaps.append(gap)
+            best = run.frame[run.frame["epoch"] == run.best_epoch]
+            if len(best):
+                loss.plot(best["epoch"], best["val_loss"], color=BLUE, **kept)
+                accuracy.plot(best["epoch"], best["val_accuracy"], color=BLUE, **kept)
+                best_gaps.append(float((best["train_accuracy"] - best["val_accuracy"]).iloc[0]))
+        mean = pd.concat(gaps).groupby(level=0).mean()
+        accuracy.fill_between(
+            mean.index.to_numpy(float), mean["train_accuracy"], mean["val_accuracy"],
+            color=PALE, alpha=0.45, linewidth=0, zorder=0,
+        )  # fmt: skip
+        if best_gaps:
+            accuracy.text(
+                0.97, 0.05, f"gap {np.mean(best_gaps):+.2f}", transform=accuracy.transAxes,
+                ha="right", va="bottom", fontsize=7,
+            )  # fmt: skip
+        loss.set_title(_wrapped(name, 24))
+        loss.set_ylim(bottom=0)
+        _share_axis(accuracy, y=True)
+        loss.tick_params(labelbottom=False)
+        for axes in (loss, accuracy):
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.grid(axis="y")
+        loss.sharex(accuracy)
+        if column == 0:
+            loss.set_ylabel("Loss")
+            accuracy.set_ylabel("Accuracy")
+        accuracy.set_xlabel("Epoch")
+    handles = [
+        Line2D([], [], color=ORANGE, linestyle=styles["train"][1], linewidth=0.9),
+        Line2D([], [], color=BLUE, linewidth=0.9),
+        Line2D([], [], color=BLUE, linestyle="", **kept),
+    ]
+    _legend(figure, handles, ["Training", "Validation", "Epoch kept"])
+    return figure
+
+
+# ------------------------------------------------------------------------------------- calibration
+
+
+@styled
+def reliability(
+    calibration: pd.DataFrame, metrics: pd.DataFrame, experiments: Sequence[str]
+) -> Sheet:
+    """Draw how often a prediction of some confidence is right, a panel per experiment.
+
+    Columns below show how the predictions are spread over the bins. The panel names the expected
+    calibration error with its interval (Guo et al. 2017, arXiv 1706.04599).
+
+    Parameters
+    ----------
+    calibration
+        `calibration.csv`: experiment, bin_low, bin_high, confidence, accuracy, count.
+    metrics
+        `metrics.csv`, for the ECE of the scan reading.
+    experiments
+        Names, in the order shown.
+    """
+    shown = _present(experiments, calibration)
+    if not shown:
+        return message("No reliability diagram: no experiment gave probabilities.")
+    columns = 4
+    figure, panels = _grid(
+        len(shown), columns, 52 * MM, width=DOUBLE if len(shown) > 2 else SINGLE, sharey=True
+    )
+    errors = metrics[
+        (metrics["metric"] == "ece") & (metrics["reading"] == "scan") & _macro(metrics)
+    ].set_index("experiment")
+    for axes, name in zip(panels, shown, strict=True):
+        rows = calibration[(calibration["experiment"] == name) & (calibration["count"] > 0)]
+        rows = rows.sort_values("bin_low")
+        share = rows["count"] / rows["count"].sum()
+        axes.bar(
+            rows["bin_low"], share, width=rows["bin_high"] - rows["bin_low"], align="edge",
+            color=PALE, edgecolor="white", zorder=0,
+        )  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+        axes.plot(rows["confidence"], rows["accuracy"], color=BLUE, linewidth=0.7)
+        # Rare confidences scatter; the size of a point says how much it rests on.
+        axes.scatter(
+            rows["confidence"], rows["accuracy"], s=5 + 35 * share / share.max(), color=BLUE,
+            edgecolor="white", linewidth=0.4, zorder=3, clip_on=False,
+        )  # fmt: skip
+        title = _wrapped(name, 24)
+        if name in errors.index:
+            ece = errors.loc[name]
+            title += f"\nECE {ece['value']:.3f} ({ece['low']:.3f}–{ece['high']:.3f})"
+        axes.set_title(title)
+        axes.set_aspect("equal")
+        _share_axis(axes, x=True, y=True)
+    for axes in panels[::columns]:
+        axes.set_ylabel("Share that is right")
+    for axes in _lowest(panels, columns):
+        axes.set_xlabel("Confidence")
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=BLUE, marker="o", markersize=3),
+            Line2D([], [], color=GREY, linestyle=":", linewidth=0.8),
+            Line2D([], [], color=PALE, marker="s", markersize=5, linestyle=""),
+        ],
+        ["Observed", "Perfectly calibrated", "Share of all predictions"],
+    )
+    return figure
+
+
+# ------------------------------------------------------------------------------------- comparisons
+
+
+@styled
+def differences(pairs: pd.DataFrame, experiments: Sequence[str]) -> Sheet:
+    """Draw a forest plot: for each pair of experiments the difference with its interval.
+
+    A filled marker has p < 0.05 after Holm's correction, an open one has not.
+
+    Parameters
+    ----------
+    pairs
+        `pairs.csv`; the scan reading is used.
+    experiments
+        Names, in the order shown.
+    """
+    rows = pairs[
+        (pairs["reading"] == "scan")
+        & pairs["experiment_a"].isin(list(experiments))
+        & pairs["experiment_b"].isin(list(experiments))
+    ]
+    names = [m for m in ("auroc", "balanced_accuracy") if m in set(rows["metric"])]
+    names = names or list(dict.fromkeys(rows["metric"]))[:2]
+    if not names:
+        return message("No differences to show: there is only one experiment.")
+    first = rows[rows["metric"] == names[0]]
+    # Each pair is turned so that its first metric's difference is positive: one reads down the
+    # list from the largest to the smallest.
+    order: dict[frozenset[str], tuple[str, str]] = {}
+    for row in first.reindex(
+        first["difference"].abs().sort_values(ascending=False, kind="stable").index
+    ).itertuples():
+        a, b = str(row.experiment_a), str(row.experiment_b)
+        order[frozenset((a, b))] = (a, b) if float(row.difference) >= 0 else (b, a)  # type: ignore[arg-type]
+    labels = [f"{plain(a, 44)} − {plain(b, 44)}" for a, b in order.values()]
+    place = {pair: i for i, pair in enumerate(order)}
+    longest = max(len(label) for label in labels)
+    wrap = longest > 46
+    if wrap:
+        labels = [label.replace(" − ", "\n− ") for label in labels]
+    figure = Sheet(DOUBLE, (14 + (6.4 if wrap else 4.4) * len(order)) * MM)
+    panels = figure.body.subplots(1, len(names), squeeze=False, sharey=True).ravel()
+    for axes, metric in zip(panels, names, strict=True):
+        axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+        for row in rows[rows["metric"] == metric].itertuples():
+            pair = frozenset((str(row.experiment_a), str(row.experiment_b)))
+            if pair not in order:
+                continue
+            sign = 1.0 if order[pair][0] == row.experiment_a else -1.0
+            value, low, high, p = (
+                float(v)  # type: ignore[arg-type]
+                for v in (row.difference, row.low, row.high, row.p_holm)
+            )
+            y = place[pair]
+            ends = sorted((sign * low, sign * high))
+            axes.hlines(y, *ends, color=BLUE, linewidth=1.1)
+            axes.plot(
+                sign * value, y, "o", markersize=4, color=BLUE,
+                markerfacecolor=BLUE if p < 0.05 else "white",
+            )  # fmt: skip
+            axes.text(
+                1.02, y, _p_text(p), transform=axes.get_yaxis_transform(), va="center", fontsize=7
+            )
+        axes.text(
+            1.02, -0.9, "p (Holm)", transform=axes.get_yaxis_transform(), va="center", fontsize=7
+        )
+        axes.set_xlabel(f"Difference in {_in_sentence(METRIC_NAMES.get(metric, metric))}")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.4, -1.4)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+@styled
+def group_dots(
+    groups: pd.DataFrame, experiments: Sequence[str], chance: Mapping[str, float] | None = None
+) -> Sheet:
+    """Draw each held-out group as a dot, so that one sees how far they lie apart.
+
+    The area of a dot grows with its group's scans; the bar is the median group.
+
+    Parameters
+    ----------
+    groups
+        `groups.csv`: experiment, group, scans, metric, value. Empty values (a group without two
+        classes has no AUROC) are left out.
+    experiments
+        Names, in the order shown.
+    chance
+        Metric → value of guessing, drawn as a dotted line.
+    """
+    rows = groups.dropna(subset=["value"])
+    shown = _present(experiments, rows)
+    names = [m for m in ("auroc", "balanced_accuracy") if m in set(rows["metric"])]
+    if not shown or not names:
+        return message("No held-out group has enough scans to be scored on its own.")
+    styles = experiment_styles(experiments)
+    figure = Sheet(DOUBLE, (13 + 9 * len(shown)) * MM)
+    panels = figure.body.subplots(1, len(names), squeeze=False, sharey=True).ravel()
+    most = float(rows["scans"].max())
+    for axes, metric in zip(panels, names, strict=True):
+        if chance and metric in chance:
+            axes.axvline(chance[metric], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+        for y, name in enumerate(shown):
+            data = rows[(rows["metric"] == metric) & (rows["experiment"] == name)]
+            data = data.sort_values(["value", "group"], kind="stable")
+            values = data["value"].to_numpy(float)
+            if not len(values):
+                continue
+            # Neighbours in value go to different heights, so that dots do not hide each other.
+            lift = (np.arange(len(values)) % 5 - 2) * 0.13 if len(values) > 1 else np.zeros(1)
+            axes.scatter(
+                values, y + lift, s=4 + 46 * data["scans"].to_numpy(float) / most,
+                facecolor=styles[name].colour, edgecolor="white", linewidth=0.4, alpha=0.75,
+            )  # fmt: skip
+            axes.vlines(np.median(values), y - 0.4, y + 0.4, color="black", linewidth=1.2, zorder=4)
+        axes.set_xlabel(f"{METRIC_NAMES[metric]} of each held-out group")
+        axes.set_yticks(range(len(shown)), [_wrapped(name, 26) for name in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlim(right=min(1.02, axes.get_xlim()[1]))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+    return figure
+
+
+def _macro(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Rows of the macro figure: their class is empty, which CSV readers may give as NaN."""
+    return np.asarray(frame["class"].isna() | (frame["class"] == ""), dtype=bool)
+
+
+def _p_text(p: float) -> str:
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _in_sentence(name: str) -> str:
+    return name if name.isupper() or name[1:2].isupper() or name == "F1" else name.lower()
