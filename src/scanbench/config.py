@@ -53,7 +53,7 @@ def _checked(value: Any, part: Schema, schema: Schema, where: tuple[str, ...]) -
     """Fill defaults into `value` and validate it against `part` of the schema."""
     filled = _fill(value, part, schema)
     validator = Draft202012Validator({**part, "$defs": schema["$defs"]})
-    errors = sorted(validator.iter_errors(filled), key=lambda error: (list(map(str, error.path))))
+    errors = sorted(validator.iter_errors(filled), key=lambda error: list(map(str, error.path)))
     if errors:
         raise UserError(_line(errors[0], where))
     return filled
@@ -84,8 +84,9 @@ def _fill(value: Any, part: Schema, schema: Schema) -> Any:
 
 def _line(error: ValidationError, where: tuple[str, ...]) -> str:
     path = ".".join(map(str, (*where, *error.path)))
-    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
-        known = error.schema.get("properties", {})
+    part = error.schema
+    if error.validator == "additionalProperties" and isinstance(part, Mapping):
+        known = part.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
         key = f"{path}.{unknown}" if path else str(unknown)
         return f"config: {key}: unknown key; {did_you_mean(unknown, known)}"

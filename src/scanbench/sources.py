@@ -32,7 +32,8 @@ def _imports(path: Path) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{path}: import by absolute name"
+            assert node.module, f"{path}: line {node.lineno}: import by absolute name"
+            assert node.level == 0, f"{path}: line {node.lineno}: import by absolute name"
             found.add(node.module)
             # `from package import module` names a module only in the alias.
             found.update(f"{node.module}.{alias.name}" for alias in node.names)

@@ -94,7 +94,11 @@ def test_runs_are_every_experiment_fold_and_seed_once() -> None:
     ("path", "value", "line"),
     [
         (("datasets", "simulated", "source"), "sxm", "is not one of"),
-        (("datasets", "h-si100", "labels", "ties"), "random", "config: datasets.h-si100.labels.ties"),
+        (
+            ("datasets", "h-si100", "labels", "ties"),
+            "random",
+            "config: datasets.h-si100.labels.ties",
+        ),
         (("training", "epochs"), 0, "config: training.epochs: 0 is less than the minimum"),
         (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),

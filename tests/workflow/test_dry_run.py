@@ -10,9 +10,7 @@ pytestmark = pytest.mark.workflow
 
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_plans(project: Project, overlay: str) -> None:
-    done = project.run(
-        "snakemake", "--dry-run", "--configfile", "config.yaml", f"config/{overlay}"
-    )
+    done = project.run("snakemake", "--dry-run", "--configfile", "config.yaml", f"config/{overlay}")
     assert "train" in done.stdout + done.stderr
 
 

@@ -19,9 +19,7 @@ RENDER = {("render", "comparison=simulated")}
 
 
 def runs(*experiments: str, seed: int = 0) -> set[Job]:
-    return {
-        (rule, RUN.format(name, seed)) for rule in ("train", "predict") for name in experiments
-    }
+    return {(rule, RUN.format(name, seed)) for rule in ("train", "predict") for name in experiments}
 
 
 EVERYTHING_AFTER_SPLIT = runs(*EXPERIMENTS) | SCORES | RENDER
