@@ -84,10 +84,14 @@ def _fill(value: Any, part: Schema, schema: Schema) -> Any:
 
 def _line(error: ValidationError, where: tuple[str, ...]) -> str:
     path = ".".join(map(str, (*where, *error.path)))
-    part = error.schema
-    if error.validator == "additionalProperties" and isinstance(part, Mapping):
+    part, value = error.schema, error.instance
+    if (
+        error.validator == "additionalProperties"
+        and isinstance(part, Mapping)
+        and isinstance(value, Mapping)
+    ):
         known = part.get("properties", {})
-        unknown = next(key for key in error.instance if key not in known)
+        unknown = next(key for key in value if key not in known)
         key = f"{path}.{unknown}" if path else str(unknown)
         return f"config: {key}: unknown key; {did_you_mean(unknown, known)}"
     if error.validator == "required":
