@@ -63,7 +63,7 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
     return [
         RawScan(
             heights_LP=levels_LP,
-            planned_lines=levels_LP.shape[0],
+            planned_lines=max(levels_LP.shape) if options.frame == "square" else len(levels_LP),
             unit="level",
             slow_direction="down" if options.first_row == "top" else "up",
         )

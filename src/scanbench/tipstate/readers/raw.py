@@ -29,6 +29,9 @@ class ReadOptions:
         Colour map of PNG images: `orange` (black → (255, 128, 0) → white) or `grey`.
     first_row
         Row of a PNG image that was measured first: `top` or `bottom`.
+    frame
+        Lines that the scan of a PNG image was planned with: `square`, as many as a line has
+        pixels, so that an image with fewer rows is an aborted scan; or `image`, its rows.
     label_names
         What the numbers of an NPZ's `labels`, or the columns of a one-hot label, mean.
     mat_lines
@@ -43,13 +46,18 @@ class ReadOptions:
     directions: tuple[str, ...] = ("forward", "backward")
     colormap: str = "orange"
     first_row: str = "top"
+    frame: str = "square"
     label_names: tuple[str, ...] = ()
     mat_lines: int = 0
     max_pixels: int = 2**24
     max_container_pixels: int = 2**30
 
     def __post_init__(self) -> None:
-        for key, allowed in (("colormap", ("orange", "grey")), ("first_row", ("top", "bottom"))):
+        for key, allowed in (
+            ("colormap", ("orange", "grey")),
+            ("first_row", ("top", "bottom")),
+            ("frame", ("square", "image")),
+        ):
             if getattr(self, key) not in allowed:
                 raise UserError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
         if not self.directions or not set(self.directions) <= {"forward", "backward"}:

@@ -1,0 +1,220 @@
+"""The scans folder: a manifest, shards of heights, and the list of what could not be read.
+
+See `docs/formats.md`. Any study writes it with `ScansWriter` and reads it with `read_manifest` and
+`iterate_heights`.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanbench.errors import UserError
+
+SCANS_PER_SHARD = 256
+
+#: Columns of `manifest.csv` and how they are read; `score_<name>` columns (float) may follow.
+COLUMNS = {
+    "scan_id": "text",
+    "group": "text",
+    "file": "text",
+    "sha256": "text",
+    "shard": "text",
+    "key": "text",
+    "lines": "int",
+    "pixels": "int",
+    "planned_lines": "int",
+    "width_m": "float",
+    "height_m": "float",
+    "line_time_s": "float",
+    "bias_v": "float",
+    "current_a": "float",
+    "channel": "text",
+    "unit": "text",
+    "direction": "text",
+    "slow_direction": "text",
+    "label": "text",
+    "excluded": "text",
+    "responses": "maybe int",
+    "change_line": "maybe int",
+}
+_DTYPES: dict[str, Any] = {"int": "int64", "maybe int": "Int64", "float": "float64"}
+
+
+class ScansWriter:
+    """Write a scans folder, scan by scan, in memory that does not grow with their number.
+
+    Parameters
+    ----------
+    folder
+        Existing empty folder, as `scanbench.files.replacing_folder` gives it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shard: zipfile.ZipFile | None = None
+        self._count = 0
+
+    def __enter__(self) -> ScansWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._shard is not None:
+            self._shard.close()
+
+    def add(self, heights_LP: NDArray[np.float32]) -> dict[str, Any]:
+        """Store one scan.
+
+        Parameters
+        ----------
+        heights_LP
+            float32 [lines, pixels] in acquisition order and physical units.
+
+        Returns
+        -------
+        dict
+            The columns `shard`, `key`, `lines`, `pixels` of its row in the manifest.
+        """
+        assert heights_LP.dtype == np.float32
+        assert heights_LP.ndim == 2
+        heights_LP = np.ascontiguousarray(heights_LP)
+        number, place = divmod(self._count, SCANS_PER_SHARD)
+        name = f"shard-{number:05d}.npz"
+        if place == 0:
+            if self._shard is not None:
+                self._shard.close()
+            self._shard = zipfile.ZipFile(self._folder / name, "w", zipfile.ZIP_STORED)
+        assert self._shard is not None
+        key = f"scan-{self._count:06d}"
+        # What np.savez writes, but one array at a time: entries carry no time, so the same scans
+        # give the same bytes.
+        with self._shard.open(f"{key}.npy", "w", force_zip64=True) as file:
+            header = np.lib.format.header_data_from_array_1_0(heights_LP)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(heights_LP.data.cast("B"))
+        self._count += 1
+        lines, pixels = heights_LP.shape
+        return {"shard": name, "key": key, "lines": lines, "pixels": pixels}
+
+    def finish(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        rejected: Iterable[tuple[str, str]],
+        inventory: Iterable[tuple[str, str, str]],
+    ) -> None:
+        """Write the three tables.
+
+        Parameters
+        ----------
+        rows
+            One per scan, in the order of `add`, with the columns of `COLUMNS` and `score_…`; a
+            missing value is None or absent.
+        rejected
+            File and reason of what could not be read.
+        inventory
+            File, status (`read`, `refused`, `ignored`) and reason of every file seen.
+        """
+        rows = list(rows)
+        assert len(rows) == self._count, "one manifest row per stored scan"
+        ids = [row["scan_id"] for row in rows]
+        assert len(set(ids)) == len(ids), "scan ids are unique"
+        scores = sorted({key for row in rows for key in row} - COLUMNS.keys())
+        assert all(key.startswith("score_") for key in scores), scores
+        columns = [*COLUMNS, *scores]
+        _write_csv(
+            self._folder / "manifest.csv", columns, ([row.get(c) for c in columns] for row in rows)
+        )
+        _write_csv(self._folder / "rejected.csv", ["file", "reason"], rejected)
+        _write_csv(self._folder / "inventory.csv", ["file", "status", "reason"], inventory)
+
+
+def _write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_manifest(folder: str | Path) -> pd.DataFrame:
+    """Read `manifest.csv` with the types of `docs/formats.md`.
+
+    Parameters
+    ----------
+    folder
+        A scans folder.
+
+    Returns
+    -------
+    DataFrame
+        One row per scan. Text that is missing is empty, a missing float NaN, a missing integer NA.
+
+    Raises
+    ------
+    UserError
+        If there is no manifest, a column is missing or misspelt, a value has the wrong type, or a
+        scan stands in it twice.
+    """
+    path = Path(folder) / "manifest.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; run ingest first, or name a scans folder")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in COLUMNS if column not in table]
+    strange = [c for c in table if c not in COLUMNS and not str(c).startswith("score_")]
+    if missing or strange:
+        raise UserError(
+            f"{path}: columns missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(map(str, strange)) or 'none'}"
+        )
+    for column in table:
+        dtype = _DTYPES.get(COLUMNS.get(str(column), "float"))
+        if dtype is None:
+            continue
+        try:
+            # Empty is missing: NA where the type has it, an error where it has not.
+            numbers = pd.to_numeric(table[column].where(table[column] != ""), errors="raise")
+            table[column] = numbers.astype(dtype)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: column {column} is not all numbers ({error})") from error
+    twice = table["scan_id"][table["scan_id"].duplicated()]
+    if len(twice):
+        raise UserError(f"{path}: scan_id {twice.iloc[0]} stands in it twice; ids are unique")
+    return table
+
+
+def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
+    """Yield the heights of each row of a manifest, float32 [lines, pixels], in its order.
+
+    Raises
+    ------
+    UserError
+        If a shard or an array in it is missing, broken, a pickle, or not of the stated shape.
+    """
+    folder = Path(folder)
+    for shard, rows in manifest.groupby("shard", sort=False):
+        if Path(str(shard)).name != shard:
+            raise UserError(f"{folder / 'manifest.csv'}: shard {shard!r} is not a file name")
+        path = folder / str(shard)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                for row in rows.itertuples():
+                    heights_LP = file[row.key]
+                    if heights_LP.shape != (row.lines, row.pixels):
+                        raise ValueError(f"{row.key} has shape {heights_LP.shape}")
+                    if heights_LP.dtype != np.float32:
+                        raise ValueError(f"{row.key} holds {heights_LP.dtype}, not float32")
+                    yield heights_LP
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: broken shard ({error}); run ingest again") from error

@@ -1,0 +1,472 @@
+"""Ingest: a folder of instrument files in, the scans folder of `docs/formats.md` out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from scanbench.errors import UserError
+from scanbench.files import replacing_folder, sha256_of
+from scanbench.scans import ScansWriter
+from scanbench.tipstate import CLASSES
+from scanbench.tipstate.labels import Label, ScoreSheet, match, read_score_sheet, read_table
+from scanbench.tipstate.readers import (
+    FORMATS,
+    RawScan,
+    ReadOptions,
+    is_other_channel,
+    read_each,
+    suffix_of,
+)
+
+#: Time stamp that Omicron MATRIX gives to every file of a session, e.g. `2015Feb11-102853`.
+SESSION = re.compile(r"\d{4}[A-Z][a-z]{2}\d{2}-\d{6}")
+
+_GROUPS = ("session", "folder", "regex", "table", "scan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What ingest does; each field is a key of its part of the config.
+
+    Parameters
+    ----------
+    channel, colormap, first_row, frame, label_names, mat_lines, max_pixels, max_container_pixels
+        See `readers.ReadOptions`. `label_names` is by default `classes`.
+    directions
+        Directions of the fast axis to keep.
+    classes
+        Class names, in the order of every probability column.
+    label_map
+        Name in a label table or file → class, for tables that use other names. Names that are not
+        in it stand for themselves.
+    group
+        What is never split between training and test: `session` (the MATRIX time stamp in the file
+        name; the file's own group in an NPZ; else the folder), `folder`, `regex`, `table` (column
+        `group` of the label table) or `scan` (every scan on its own, which makes a grouped split
+        a random one).
+    group_pattern
+        For `regex`: its group named `group`, or first group, or whole match in the file name.
+    min_lines
+        Labelled scans with fewer lines are excluded, as `too few lines`.
+    labels
+        How a score sheet is read (see `labels.ScoreSheet`); None for a plain table.
+    workers
+        Processes that read files.
+    """
+
+    channel: str = "Z"
+    directions: tuple[str, ...] = ("forward",)
+    colormap: str = "orange"
+    first_row: str = "top"
+    frame: str = "square"
+    mat_lines: int = 0
+    max_pixels: int = ReadOptions.max_pixels
+    max_container_pixels: int = ReadOptions.max_container_pixels
+    classes: tuple[str, ...] = CLASSES
+    label_names: tuple[str, ...] = ()
+    label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    group: str = "session"
+    group_pattern: str = ""
+    min_lines: int = 1
+    labels: ScoreSheet | None = None
+    workers: int = 1
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> IngestOptions:
+        """Make options of plain builtins, as a config file holds them; unknown keys are errors."""
+        values = dict(spec)
+        _known_keys("ingest", values, cls)
+        for key in ("directions", "classes", "label_names"):
+            if key in values:
+                if isinstance(values[key], str):
+                    raise UserError(f"ingest.{key}: {values[key]!r} is a text; give a list")
+                values[key] = tuple(values[key])
+        policy = values.get("labels")
+        if policy is not None and not isinstance(policy, ScoreSheet):
+            _known_keys("ingest.labels", policy, ScoreSheet)
+            values["labels"] = ScoreSheet(**policy)
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        if self.group not in _GROUPS:
+            raise UserError(f"ingest.group: {self.group!r} is not one of {', '.join(_GROUPS)}")
+        if (self.group == "regex") != bool(self.group_pattern):
+            raise UserError("ingest.group_pattern: give it with group: regex, and only then")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            raise UserError(
+                f"ingest.group_pattern: {self.group_pattern!r} is no regular expression ({error})"
+            ) from error
+        for key in ("min_lines", "workers"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"ingest.{key}: {value!r} is not a whole number of 1 or more")
+        unknown = [name for name in self.label_map.values() if name not in self.classes]
+        if unknown:
+            raise UserError(
+                f"ingest.label_map: {unknown[0]!r} is not one of {', '.join(self.classes)}"
+            )
+        # Checks the values of the reader's own options.
+        self.read_options()
+
+    def read_options(self) -> ReadOptions:
+        """Return the readers' part."""
+        return ReadOptions(
+            channel=self.channel,
+            directions=self.directions,
+            colormap=self.colormap,
+            first_row=self.first_row,
+            frame=self.frame,
+            label_names=self.label_names or self.classes,
+            mat_lines=self.mat_lines,
+            max_pixels=self.max_pixels,
+            max_container_pixels=self.max_container_pixels,
+        )
+
+
+def _known_keys(where: str, values: Mapping[str, Any], kind: Any) -> None:
+    known = [item.name for item in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}.{key}: unknown key; known are {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSummary:
+    """What ingest found.
+
+    Parameters
+    ----------
+    inventory
+        File, status (`read`, `refused`, `ignored`) and reason of every file seen, by name.
+    scans
+        Scans written.
+    groups
+        Groups among them.
+    labels
+        Class → scans that are used with it, in the order of the classes.
+    excluded
+        Reason → labelled scans that are not used, by reason.
+    unlabelled
+        Scans without label and without reason.
+    rows_without_scan
+        Rows of the label table that were ignored because their scan is not there.
+    """
+
+    inventory: list[tuple[str, str, str]]
+    scans: int
+    groups: int
+    labels: dict[str, int]
+    excluded: dict[str, int]
+    unlabelled: int
+    rows_without_scan: int
+
+
+class _Read(NamedTuple):
+    """What one file gave; or the reason why it gave nothing."""
+
+    file: str
+    sha256: str
+    scans: list[RawScan]
+    refused: list[str]
+
+
+def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path) -> IngestSummary:
+    """Read a folder of scans, or one file, and write a scans folder.
+
+    Parameters
+    ----------
+    spec
+        Keys of `IngestOptions`, as plain builtins.
+    source
+        Folder of instrument files, read with its subfolders in the order of their names; or one
+        file, such as an `.npz` or `.mat`.
+    labels
+        Label table, or score sheet if `spec` has `labels`; None: only what files hold themselves.
+    out
+        The scans folder to write; it appears whole or not at all.
+
+    Returns
+    -------
+    IngestSummary
+        Every file and what became of it, and the counts.
+
+    Raises
+    ------
+    UserError
+        If the source is missing or nothing in it can be read, or the labels are wrong. A file that
+        cannot be read is listed and does not stop the others.
+    """
+    options = IngestOptions.from_spec(spec)
+    root, files, ignored = _walk(source, options, except_for=labels)
+    # Wrong labels are told before hours of reading.
+    entries = _read_labels(labels, options)
+
+    inventory = {file: ("ignored", reason) for file, reason in ignored.items()}
+    rejected: list[tuple[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    with replacing_folder(out) as part, ScansWriter(part) as writer:
+        for read in tqdm(
+            _read_all(root, files, options), total=len(files), desc="ingest", mininterval=0.5
+        ):
+            rejected += [(read.file, reason) for reason in read.refused]
+            for scan in read.scans:
+                rows.append(_row(read, scan) | writer.add(scan.heights_LP))
+            reason = read.refused[0] if read.refused else ""
+            if read.scans and len(read.refused) > 1:
+                reason = f"{len(read.refused)} of its scans refused; first: {reason}"
+            inventory[read.file] = ("read" if read.scans else "refused", reason)
+        if not rows:
+            raise UserError(_nothing(source, rejected))
+        _name(rows)
+        found, without = _match(rows, entries, inventory, labels, options)
+        for row in rows:
+            _finish(row, found.get(row["scan_id"]), labels, options)
+        listing = [(file, *inventory[file]) for file in sorted(inventory)]
+        writer.finish([_public(row) for row in rows], rejected, listing)
+    return _summary(rows, listing, without, options)
+
+
+def _walk(
+    source: Path, options: IngestOptions, except_for: Path | None
+) -> tuple[Path, list[str], dict[str, str]]:
+    """Return the data folder, the files to read, and the files to leave with the reason."""
+    if source.is_file():
+        return source.parent, [source.name], {}
+    if not source.is_dir():
+        raise UserError(f"{source}: no such data folder or file")
+    root = source.resolve()
+    table = except_for.resolve() if except_for is not None else None
+    read_options = options.read_options()
+    files: list[str] = []
+    ignored: dict[str, str] = {}
+    for folder, folders, names in os.walk(root):
+        for name in list(folders):
+            path = Path(folder) / name
+            if name.startswith(".") or path.is_symlink():
+                folders.remove(name)
+                kind = "link to a folder" if path.is_symlink() else "hidden folder"
+                ignored[f"{path.relative_to(root).as_posix()}/"] = kind
+        for name in names:
+            path = Path(folder) / name
+            file = path.relative_to(root).as_posix()
+            if name.startswith(".") or not path.is_file():
+                ignored[file] = "hidden, or no file"
+            elif suffix_of(path) not in FORMATS:
+                ignored[file] = "label table" if path == table else "not a known scan format"
+            elif not path.resolve().is_relative_to(root):
+                ignored[file] = "link that leaves the data folder"
+            elif is_other_channel(path, read_options):
+                ignored[file] = f"not channel {options.channel}"
+            else:
+                files.append(file)
+    return root, sorted(files), ignored
+
+
+def _read_all(root: Path, files: list[str], options: IngestOptions) -> Iterator[_Read]:
+    """Yield what every file gives, in the order of `files`, however many processes read."""
+    read = partial(_read_one, root, options.read_options())
+    if options.workers == 1 or len(files) < 2:
+        yield from map(read, files)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            ProcessPoolExecutor(options.workers, mp_context=get_context("forkserver"))
+        )
+        # A window of tasks, so that scans read ahead of the writer do not fill the memory.
+        waiting = collections.deque(pool.submit(read, f) for f in files[: 4 * options.workers])
+        for file in files[4 * options.workers :]:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(read, file))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read_one(root: Path, options: ReadOptions, file: str) -> _Read:
+    path = root / file
+    try:
+        scans, refused = read_each(path, options)
+        sha256 = sha256_of(path)
+    except (UserError, OSError) as error:
+        return _Read(file, "", [], [_reason(path, error)])
+    return _Read(file, sha256, scans, [_reason(path, error) for error in refused])
+
+
+def _reason(path: Path, error: Exception) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _row(read: _Read, scan: RawScan) -> dict[str, Any]:
+    """Return a scan's row so far; keys that start with `_` do not get into the manifest."""
+    return {
+        "_name": scan.name,
+        "_group": scan.group,
+        "_label": scan.label,
+        "_part": scan.part,
+        "file": read.file,
+        "sha256": read.sha256,
+        "planned_lines": scan.planned_lines,
+        "width_m": scan.width_m,
+        "height_m": scan.height_m,
+        "line_time_s": scan.line_time_s,
+        "bias_v": scan.bias_v,
+        "current_a": scan.current_a,
+        "channel": scan.channel,
+        "unit": scan.unit,
+        "direction": scan.direction,
+        "slow_direction": scan.slow_direction,
+    }
+
+
+def _public(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("_")}
+
+
+def _name(rows: list[dict[str, Any]]) -> None:
+    """Give every row its `scan_id`: the stem, longer only where two files would share it."""
+    files = {row["file"] for row in rows}
+    stems = collections.Counter(PurePosixPath(file).stem for file in files)
+    paths = collections.Counter(str(PurePosixPath(file).with_suffix("")) for file in files)
+    for row in rows:
+        file = PurePosixPath(row["file"])
+        stem = file.stem
+        if stems[stem] > 1:
+            stem = str(file.with_suffix(""))
+            if paths[stem] > 1:
+                stem = str(file)
+        backward = "backward" if row["direction"] == "backward" else ""
+        row["scan_id"] = row["_name"] or ":".join(filter(None, (stem, row["_part"], backward)))
+    ids = collections.Counter(row["scan_id"] for row in rows)
+    for row in rows:
+        if ids[row["scan_id"]] > 1:
+            raise UserError(f"{row['file']}: scan_id {row['scan_id']} is there twice; rename one")
+
+
+def _read_labels(path: Path | None, options: IngestOptions) -> dict[str, Label]:
+    if path is None:
+        if options.labels is not None:
+            raise UserError("ingest.labels: tells how to read a score sheet, but none is named")
+        return {}
+    if options.labels is not None:
+        return read_score_sheet(path, options.labels, options.classes)
+    names = [*options.classes, *(n for n in options.label_map if n not in options.classes)]
+    return read_table(path, names)
+
+
+def _match(
+    rows: list[dict[str, Any]],
+    entries: Mapping[str, Label],
+    inventory: Mapping[str, tuple[str, str]],
+    path: Path | None,
+    options: IngestOptions,
+) -> tuple[dict[str, Label], int]:
+    if path is None:
+        return {}, 0
+    policy = options.labels.rows_without_scan if options.labels is not None else "error"
+    return match(
+        path,
+        entries,
+        [(row["scan_id"], row["file"]) for row in rows],
+        [file for file in inventory if suffix_of(Path(file)) in FORMATS],
+        policy,
+    )
+
+
+def _finish(
+    row: dict[str, Any], label: Label | None, path: Path | None, options: IngestOptions
+) -> None:
+    """Add label, exclusion and group to a row."""
+    own = row["_label"]
+    if label is None:
+        label = Label(label=own or "")
+    elif own and label.label and own != label.label:
+        raise UserError(
+            f"{path} row {label.row}: {row['scan_id']} is {label.label}, but its file says {own}"
+        )
+    name = options.label_map.get(label.label, label.label)
+    if name and name not in options.classes:
+        raise UserError(
+            f"{row['file']}: label {name!r} of {row['scan_id']} is not one of "
+            f"{', '.join(options.classes)}"
+        )
+    excluded = label.excluded
+    if name and row["lines"] < options.min_lines:
+        excluded = "too few lines"
+    row |= {
+        "label": name,
+        "excluded": excluded,
+        "responses": label.responses,
+        "change_line": label.change_line,
+        "group": _group(row, label, options),
+    }
+    row |= {f"score_{key}": value for key, value in label.scores.items()}
+
+
+def _group(row: Mapping[str, Any], label: Label, options: IngestOptions) -> str:
+    file = PurePosixPath(row["file"])
+    if options.group == "scan":
+        return str(row["scan_id"])
+    if options.group == "table":
+        group = label.group or row["_group"]
+        if not group:
+            raise UserError(
+                f"{row['file']}: no group for {row['scan_id']} in the label table; "
+                "add it, or set ingest.group to folder or session"
+            )
+        return str(group)
+    if options.group == "regex":
+        found = re.search(options.group_pattern, file.name)
+        if found is None:
+            raise UserError(
+                f"{row['file']}: ingest.group_pattern {options.group_pattern!r} is not in its name"
+            )
+        if "group" in found.re.groupindex:
+            return found["group"]
+        return found[1] if found.re.groups else found[0]
+    if options.group == "session":
+        if row["_group"]:
+            return str(row["_group"])
+        if stamp := SESSION.search(file.name):
+            return stamp[0]
+    # Files that lie in the data folder itself are one group, named by its only sign, the dot.
+    return str(file.parent)
+
+
+def _nothing(source: Path, rejected: list[tuple[str, str]]) -> str:
+    if not rejected:
+        return f"{source}: holds no scan file; known are {', '.join(sorted(FORMATS))}"
+    file, reason = rejected[0]
+    return f"{source}: none of its files could be read; first: {file}: {reason}"
+
+
+def _summary(
+    rows: list[dict[str, Any]],
+    listing: list[tuple[str, str, str]],
+    without: int,
+    options: IngestOptions,
+) -> IngestSummary:
+    used = collections.Counter(row["label"] for row in rows if not row["excluded"])
+    excluded = collections.Counter(row["excluded"] for row in rows if row["excluded"])
+    return IngestSummary(
+        inventory=listing,
+        scans=len(rows),
+        groups=len({row["group"] for row in rows}),
+        labels={name: used[name] for name in options.classes},
+        excluded=dict(sorted(excluded.items())),
+        unlabelled=used[""],
+        rows_without_scan=without,
+    )
