@@ -160,7 +160,7 @@ class LineEncoder(nn.Module):
     def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return the description of each scan, [B, D]."""
         line_BLD = self.embedding(x_BLP)
-        class_B1D = self.class_token.to(line_BLD.dtype).expand(len(line_BLD), 1, -1)
+        class_B1D = self.class_token.expand(len(line_BLD), 1, -1)
         token_BTD = self.dropout(torch.cat([class_B1D, line_BLD], dim=1) + self.positions)
         # Token 0 is the class token, token n is line n: with n lines measured, tokens 0 to n exist.
         exists_BT = torch.arange(token_BTD.shape[1], device=x_BLP.device) <= n_lines_B[:, None]
