@@ -27,17 +27,27 @@ def simulate(args: Arguments) -> None:
 
 
 def fetch(args: Arguments) -> None:
-    """Download the public H:Si(100) images at the pinned commit and verify them."""
+    """Download the public H:Si(100) images at the pinned commit, or copy a clone, and verify them."""
     from scanbench.tipstate.fetch import fetch
 
-    fetch(args.out)
+    found = fetch(args.out, args.local)
+    print(
+        f"{found.matched} images verified, {len(found.unlisted)} not in the table of checksums, "
+        f"{len(found.absent)} of the table absent"
+    )
 
 
 def ingest(args: Arguments) -> None:
-    """Read raw files into scans; list every file as read or refused."""
+    """Read raw files into scans, and list every file as read, refused or ignored."""
     from scanbench.tipstate.ingest import ingest
 
-    ingest(args.spec, args.out)
+    found = ingest({**args.spec, "workers": args.workers}, args.folder, args.labels, args.out)
+    for file, status, reason in found.inventory:
+        print(f"{status:8} {file}" + (f": {reason}" if reason else ""))
+    print(f"{found.scans} scans in {found.groups} groups, {found.unlabelled} without label")
+    for kind, counts in (("class", found.labels), ("excluded", found.excluded)):
+        for name, count in counts.items():
+            print(f"{count:8} {kind} {name}")
 
 
 def convert(args: Arguments) -> None:
@@ -138,8 +148,11 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("simulate", simulate, "out")
-    command("fetch", fetch, "out", spec=False)
-    command("ingest", ingest, "out")
+    fetched = command("fetch", fetch, "out", spec=False)
+    fetched.add_argument("--local", type=Path, help="a local clone, instead of downloading")
+    read = command("ingest", ingest, "folder", "out")
+    read.add_argument("--labels", type=Path, help="table of labels (CSV, TSV, XLSX)")
+    read.add_argument("--workers", type=int, default=1, help="processes that read files")
     command("convert", convert, "scans", "out")
     command("split", split, "store", "out")
     command("train", train, "store", "split", "weights")

@@ -41,20 +41,26 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
 
 
 def source_path(config: Config, dataset: str) -> str:
-    """Return where the raw files of a data set are: the user's path, or what a rule makes."""
-    return config["datasets"][dataset].get("path") or f"results/data/{dataset}/source"
+    """Return where the raw files of a data set are: the user's path, or the folder a rule makes."""
+    wanted = config["datasets"][dataset]
+    return wanted["path"] if wanted["source"] == "files" else f"results/data/{dataset}/source"
 
 
 def label_path(config: Config, dataset: str) -> str | None:
-    """Return the path of the user's label table, if the data set names one."""
+    """Return the path of the label table; None where the files hold their labels."""
     wanted = config["datasets"][dataset]
-    return wanted["labels"] if wanted["source"] == "files" else None
+    if wanted["source"] == "files":
+        return wanted["labels"]
+    return f"{source_path(config, dataset)}/{_study(config).LABEL_TABLES[wanted['source']]}"
 
 
 def classes(config: Config, dataset: str) -> list[str]:
     """Return the class names of a data set: its own, or the study's."""
-    study = importlib.import_module(f"scanbench.{config['study']}")
-    return list(config["datasets"][dataset].get("classes") or study.CLASSES)
+    return list(config["datasets"][dataset].get("classes") or _study(config).CLASSES)
+
+
+def _study(config: Config) -> Any:
+    return importlib.import_module(f"scanbench.{config['study']}")
 
 
 def simulate_spec(config: Config, dataset: str) -> str:
@@ -63,18 +69,11 @@ def simulate_spec(config: Config, dataset: str) -> str:
 
 
 def ingest_spec(config: Config, dataset: str) -> str:
-    """Return what ingesting a data set depends on."""
+    """Return what ingesting a data set depends on, but for the number of processes."""
     wanted = config["datasets"][dataset]
-    return canonical_json(
-        {
-            **wanted["ingest"],
-            "source": wanted["source"],
-            "classes": classes(config, dataset),
-            "path": source_path(config, dataset),
-            "labels": label_path(config, dataset),
-            "score_sheet": wanted["labels"] if wanted["source"] == "spm-toolbox" else None,
-        }
-    )
+    policy = wanted["labels"] if wanted["source"] == "spm-toolbox" else None
+    options = {key: value for key, value in wanted["ingest"].items() if key != "workers"}
+    return canonical_json({**options, "classes": classes(config, dataset), "labels": policy})
 
 
 def convert_spec(config: Config, dataset: str) -> str:

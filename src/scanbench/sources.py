@@ -25,6 +25,15 @@ def module_file(module: str) -> Path | None:
     return None
 
 
+def modules(package: str) -> list[str]:
+    """Return the full names of the modules of a package, sorted."""
+    folder = module_file(package)
+    assert folder is not None, f"{package}: no such package"
+    return sorted(
+        f"{package}.{path.stem}" for path in folder.parent.glob("*.py") if path.stem != "__init__"
+    )
+
+
 @cache
 def _imports(path: Path) -> frozenset[str]:
     found: set[str] = set()

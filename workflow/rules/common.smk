@@ -32,18 +32,54 @@ def model_code(wildcards):
     return code(f"scanbench.{config['study']}.models.{name}")
 
 
+def if_there(path):
+    """List a user's path as input only if it is there: a dry run needs no data.
+
+    The job itself names what is missing.
+    """
+    return [path] if path and os.path.exists(path) else []
+
+
+def local_clone(wildcards):
+    """Give the user's clone of the public images, if the data set names one."""
+    return if_there(config["datasets"][wildcards.dataset]["path"])
+
+
 def source_folder(wildcards):
-    """Give the folder of raw files: the user's own, or one that a rule makes."""
+    """Give the raw files: the user's own, or the folder that a rule makes."""
     path = plan.source_path(config, wildcards.dataset)
-    # A user's folder that is not there yet must not stop a dry run; ingest names it if missing.
-    made_by_rule = not config["datasets"][wildcards.dataset].get("path")
-    return path if made_by_rule or os.path.exists(path) else []
+    return (
+        if_there(path)
+        if config["datasets"][wildcards.dataset]["source"] == "files"
+        else path
+    )
 
 
 def label_table(wildcards):
-    """Give the user's label table, if the data set names one that is there."""
+    """Give the user's label table; the others lie in the folder of the raw files."""
     path = plan.label_path(config, wildcards.dataset)
-    return path if path and os.path.exists(path) else []
+    return (
+        if_there(path)
+        if config["datasets"][wildcards.dataset]["source"] == "files"
+        else []
+    )
+
+
+def label_option(wildcards):
+    """Give the option that names the label table, if there is one."""
+    path = plan.label_path(config, wildcards.dataset)
+    return ["--labels", path] if path else []
+
+
+def clone_option(wildcards):
+    """Give the option that names a local clone, if there is one."""
+    path = config["datasets"][wildcards.dataset]["path"]
+    return ["--local", path] if path else []
+
+
+def reader_code():
+    """List the sources of all readers, which are found by a file's suffix."""
+    return code(*sources.modules(f"scanbench.{config['study']}.readers"))
 
 
 def predictions(wildcards):

@@ -22,6 +22,7 @@ rule simulate:
 
 rule fetch:
     input:
+        local=local_clone,
         code=code("scanbench.tipstate.fetch"),
     output:
         directory("results/data/{dataset}/source"),
@@ -33,8 +34,10 @@ rule fetch:
         dataset=datasets_from("spm-toolbox"),
     conda:
         "../../envs/scanbench.yaml"
+    params:
+        local=clone_option,
     shell:
-        "scanbench fetch {output:q} 2>&1 | tee {log:q}"
+        "scanbench fetch {params.local:q} {output:q} 2>&1 | tee {log:q}"
 
 
 rule ingest:
@@ -42,6 +45,7 @@ rule ingest:
         source=source_folder,
         labels=label_table,
         code=code("scanbench.tipstate.ingest"),
+        readers=reader_code(),
     output:
         directory("results/data/{dataset}/scans"),
     log:
@@ -50,7 +54,11 @@ rule ingest:
         "results/benchmarks/ingest/{dataset}.tsv"
     conda:
         "../../envs/scanbench.yaml"
+    threads: lambda wildcards: config["datasets"][wildcards.dataset]["ingest"]["workers"]
     params:
         spec=lambda wildcards: plan.ingest_spec(config, wildcards.dataset),
+        source=lambda wildcards: plan.source_path(config, wildcards.dataset),
+        labels=label_option,
     shell:
-        "scanbench ingest --spec {params.spec:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench ingest --spec {params.spec:q} --workers {threads} {params.labels:q}"
+        " {params.source:q} {output:q} 2>&1 | tee {log:q}"
