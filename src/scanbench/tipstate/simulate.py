@@ -1,0 +1,449 @@
+"""Simulated data sets: sessions of H:Si(100)-2×1 scans in Nanonis files, with labels and truth.
+
+Scans of one session share surface orientation, noise, drift and range of sizes, and some are
+repeats of the same spot with the same tip, as in real sessions: that is why groups matter. Every
+scan has a random stream of its own, so that any order or number of workers gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scanbench.errors import UserError
+from scanbench.files import canonical_json, replacing_folder
+from scanbench.tipstate.scanning import ANGSTROM, ScanParameters, SimulatedScan, simulate_scan
+from scanbench.tipstate.surface import HYDROGEN_SEPARATION, SurfaceParameters, Tip
+from scanbench.tipstate.sxm import Channel, Header, write_sxm
+from scanbench.tipstate.tip import CLASSES, draw_tip, resolution
+
+__all__ = ["ScanParameters", "SimulatedScan", "Spec", "simulate", "simulate_scan"]
+
+DEFECTS = {"blunt": 0.45, "unstable": 0.2, "change": 0.35}
+"""Shares of the ways in which a tip can be bad; ``blunt`` includes tips that draw ghosts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A data set to simulate; every field may be given in the config.
+
+    Parameters
+    ----------
+    scans, sessions
+        Number of scans and of sessions (groups) that they are spread over.
+    pixels, lines
+        Sizes to choose from, per session, of the fast and the slow axis; `lines` empty: square.
+    shares
+        Share of each class. The default is that of the study in which columns were merged by index.
+    seed
+        The same seed gives the same bytes, whatever the order or number of workers.
+    width_nm
+        Least and largest length of the fast axis; log-uniform between.
+    pixel_nm
+        No scan is coarser than this, so that its lattice can be seen.
+    noise_pm
+        Least and largest height noise (rms) of a session; log-uniform between.
+    drift_nm_per_min
+        Thermal drift (rms) of a session.
+    tilt_deg
+        Residual tilt (rms) of the sample plane.
+    gap_angstrom
+        Least and largest distance between tip and atoms at the set-point.
+    adsorbates_per_nm2, dangling_per_nm2, missing_per_nm2
+        Typical density of adsorbed clusters, dangling bonds and missing dimers.
+    step_share
+        Share of scans wider than 8 nm that show a step.
+    repeat_share
+        Chance that a scan repeats the spot and tip of an earlier one of its session and class.
+    aborted_share
+        Share of scans that were broken off.
+    workers
+        Processes to use.
+    """
+
+    scans: int = 200
+    sessions: int = 10
+    pixels: tuple[int, ...] = (128, 256)
+    lines: tuple[int, ...] = ()
+    shares: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "atoms": 0.088,
+            "asymmetry/dimer": 0.439,
+            "rows": 0.169,
+            "defect": 0.304,
+        }
+    )
+    seed: int = 0
+    width_nm: tuple[float, float] = (3.5, 25.0)
+    pixel_nm: float = 0.11
+    noise_pm: tuple[float, float] = (1.5, 8.0)
+    drift_nm_per_min: float = 0.1
+    tilt_deg: float = 0.05
+    gap_angstrom: tuple[float, float] = (3.4, 4.2)
+    adsorbates_per_nm2: float = 0.01
+    dangling_per_nm2: float = 0.01
+    missing_per_nm2: float = 0.01
+    step_share: float = 0.15
+    repeat_share: float = 0.3
+    aborted_share: float = 0.03
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        checks = {
+            "scans": self.scans >= 1,
+            "sessions": 1 <= self.sessions <= self.scans,
+            "pixels": len(self.pixels) > 0 and min(self.pixels) >= 8,
+            "lines": min(self.lines, default=8) >= 8,
+            "shares": set(self.shares) == set(CLASSES)
+            and min(self.shares.values()) >= 0
+            and sum(self.shares.values()) > 0,
+            "seed": self.seed >= 0,
+            "workers": self.workers >= 1,
+        }
+        for name in ("width_nm", "noise_pm", "gap_angstrom"):
+            low, high = getattr(self, name)
+            checks[name] = 0 < low <= high
+        for name in ("repeat_share", "aborted_share", "step_share"):
+            checks[name] = 0 <= getattr(self, name) <= 1
+        for name in ("drift_nm_per_min", "tilt_deg", "pixel_nm"):
+            checks[name] = getattr(self, name) >= 0
+        for name in ("adsorbates_per_nm2", "dangling_per_nm2", "missing_per_nm2"):
+            checks[name] = 0 <= getattr(self, name) <= 0.5
+        checks["pixel_nm"] = self.pixel_nm > 0
+        for name, good in checks.items():
+            if not good:
+                value = getattr(self, name)
+                raise UserError(f"simulate: {name}: {value!r} is wrong, see docs/simulation.md")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
+        """Make a spec of plain values, such as a part of the config.
+
+        Raises
+        ------
+        UserError
+            If a key is unknown or a value out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"simulate: unknown key {key!r}; known are {', '.join(sorted(known))}"
+                )
+        plain = dict(values)
+        for key in ("pixels", "lines", "width_nm", "noise_pm", "gap_angstrom"):
+            if key in plain:
+                value = plain[key]
+                plain[key] = tuple(value) if isinstance(value, list | tuple) else (value,)
+        for key in ("width_nm", "noise_pm", "gap_angstrom"):
+            if len(plain.get(key, (0, 0))) != 2:
+                raise UserError(f"simulate: {key}: {values[key]!r} must be a list of two numbers")
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """What the scans of a session have in common."""
+
+    angle: float
+    separation: float
+    noise: float
+    flicker: float
+    line_offset: float
+    drift: tuple[float, float]
+    widths: tuple[float, float]
+    pixels: int
+    lines: int
+    line_time: float
+    lag_pixels: float
+    dirt: float
+    bias: float
+    setpoint: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One scan to be made: `twin` is the scan whose spot and tip it has (often its own)."""
+
+    scan: int
+    session: int
+    label: str
+    twin: int
+
+    @property
+    def name(self) -> str:
+        return f"scan-{self.scan:04d}"
+
+    @property
+    def group(self) -> str:
+        return f"session-{self.session:03d}"
+
+
+def _rng(spec: Spec, *purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([spec.seed, *purpose]))
+
+
+def counts_of(spec: Spec) -> dict[str, int]:
+    """Return the number of scans of each class: largest remainders, no wanted class left empty."""
+    total = sum(spec.shares.values())
+    wanted = {name: spec.scans * spec.shares[name] / total for name in CLASSES}
+    counts = {name: math.floor(wanted[name]) for name in CLASSES}
+    by_remainder = sorted(CLASSES, key=lambda name: counts[name] - wanted[name])
+    for name in by_remainder[: spec.scans - sum(counts.values())]:
+        counts[name] += 1
+    for name in CLASSES:
+        largest = max(counts, key=lambda name: counts[name])
+        if wanted[name] > 0 and counts[name] == 0 and counts[largest] > 1:
+            counts[name] += 1
+            counts[largest] -= 1
+    return counts
+
+
+def _plan(spec: Spec) -> list[_Plan]:
+    """Deal the classes to the sessions like cards, then shuffle each session."""
+    rng = _rng(spec, 0)
+    deck = [name for name, count in counts_of(spec).items() for _ in range(count)]
+    plans: list[_Plan] = []
+    for session in range(spec.sessions):
+        hand = deck[session :: spec.sessions]
+        rng.shuffle(hand)
+        earlier: dict[str, int] = {}
+        for label in hand:
+            scan = len(plans)
+            repeated = label in earlier and rng.random() < spec.repeat_share
+            twin = earlier[label] if repeated else scan
+            plans.append(_Plan(scan, session, label, twin))
+            earlier[label] = twin
+    return plans
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _draw_session(spec: Spec, session: int) -> _Session:
+    rng = _rng(spec, 1, session)
+    pick = int(rng.integers(len(spec.pixels)))
+    pixels = spec.pixels[pick]
+    lines = int(rng.choice(spec.lines)) if spec.lines else pixels
+    noise = _log_uniform(rng, *spec.noise_pm) / 100
+    low = _log_uniform(rng, *spec.width_nm)
+    return _Session(
+        angle=rng.uniform(0, math.pi),
+        separation=rng.uniform(3.0, HYDROGEN_SEPARATION),
+        noise=noise,
+        flicker=noise * rng.uniform(0.5, 2),
+        line_offset=noise * rng.uniform(0.2, 2),
+        drift=tuple(rng.normal(scale=spec.drift_nm_per_min / 6, size=2).tolist()),
+        widths=(low, min(3 * low, max(spec.width_nm))),
+        pixels=pixels,
+        lines=lines,
+        line_time=_log_uniform(rng, 0.08, 0.5),
+        lag_pixels=rng.uniform(0.1, 1.5),
+        dirt=rng.lognormal(0.0, 0.7),
+        bias=float(rng.choice([-1, 1]) * rng.uniform(1.2, 2.5)),
+        setpoint=rng.uniform(1e-11, 1e-10),
+    )
+
+
+def _draw_scan(
+    spec: Spec, session: _Session, label: str, rng: np.random.Generator
+) -> ScanParameters:
+    """Draw a scan of a class; its tip is one that is in the state the label says."""
+    coarsest = spec.pixel_nm * session.pixels
+    width = min(_log_uniform(rng, *session.widths), coarsest)
+    angle = session.angle + rng.integers(2) * math.pi / 2 + rng.normal(scale=math.radians(1))
+    gap = rng.uniform(*spec.gap_angstrom)
+
+    def tip(state: str) -> Tip:
+        return draw_tip(state, gap, angle, session.separation, rng)
+
+    lines, pixels = session.lines, session.pixels
+    measured = lines
+    if rng.random() < spec.aborted_share:
+        measured = int(rng.uniform(0.1, 0.9) * lines) + 1
+    way: dict[str, Any] = {"tip": tip(label), "state": label} if label != "defect" else {}
+    if label == "defect":
+        kind = rng.choice(list(DEFECTS), p=list(DEFECTS.values()))
+        if kind == "blunt":
+            way = {"tip": tip("defect"), "state": "defect"}
+        else:
+            before, after = _different_states(rng)
+            way = {"tip": tip(before), "state": before, "new_tip": tip(after), "new_state": after}
+            way["length_change"] = rng.normal(scale=0.5)
+        if kind == "unstable":
+            way["unstable"] = True
+        elif kind == "change":
+            way["change_line"] = int(rng.uniform(0.15, 0.8) * measured)
+            way["change_pixel"] = int(rng.integers(pixels))
+    dirt = session.dirt * rng.lognormal(0.0, 0.5)
+    wide = width > 8
+    return ScanParameters(
+        label=label,
+        **way,
+        gap=gap,
+        surface=SurfaceParameters(
+            angle=angle,
+            separation=session.separation,
+            missing=spec.missing_per_nm2 * dirt,
+            dangling=spec.dangling_per_nm2 * dirt,
+            adsorbates=spec.adsorbates_per_nm2 * dirt,
+            step=int(rng.choice([1, 2], p=[0.7, 0.3]))
+            if wide and rng.random() < spec.step_share
+            else 0,
+            seed=int(rng.integers(2**63)),
+        ),
+        lines=lines,
+        pixels=pixels,
+        measured_lines=measured,
+        width=10 * width,
+        height=10 * width * lines / pixels,
+        drift=session.drift,
+        creep=tuple((rng.normal(size=2) * 0.01 * 10 * width).tolist()),
+        slow_direction=str(rng.choice(["up", "down"])),
+        line_time=session.line_time,
+        feedback_time=session.lag_pixels * session.line_time / pixels,
+        noise=session.noise * rng.lognormal(0.0, 0.3),
+        flicker=session.flicker,
+        line_offset=session.line_offset,
+        hum=session.noise * rng.uniform(0, 0.3),
+        streaks=int(rng.poisson(0.7)),
+        tilt=tuple(np.radians(rng.normal(scale=spec.tilt_deg, size=2)).tolist()),
+        bias=session.bias,
+        setpoint=session.setpoint,
+    )
+
+
+def _different_states(rng: np.random.Generator) -> tuple[str, str]:
+    """Two states between which a change can be seen."""
+    before, after = rng.choice(CLASSES, size=2, replace=False, p=[0.15, 0.35, 0.25, 0.25])
+    return str(before), str(after)
+
+
+def draw_parameters(spec: Spec, plan: _Plan) -> ScanParameters:
+    """Draw what a planned scan is made from; a repeat differs by where its frame lies."""
+    session = _draw_session(spec, plan.session)
+    parameters = _draw_scan(spec, session, plan.label, _rng(spec, 2, plan.twin))
+    if plan.twin == plan.scan:
+        return parameters
+    rng = _rng(spec, 3, plan.scan)
+    shift = rng.normal(scale=0.05 * parameters.width, size=2)
+    return replace(parameters, centre=(float(shift[0]), float(shift[1])))
+
+
+def _shallow(parameters: ScanParameters) -> dict[str, Any]:
+    return {f.name: getattr(parameters, f.name) for f in fields(parameters)}
+
+
+def _make(spec: Spec, plan: _Plan, folder: Path) -> tuple[_Plan, SimulatedScan]:
+    parameters = draw_parameters(spec, plan)
+    scan = simulate_scan(parameters, _rng(spec, 4, plan.scan))
+    p = parameters
+    minutes = timedelta(days=plan.session, minutes=30 * (plan.scan + 1))
+    header = Header(
+        width_m=p.width * ANGSTROM,
+        height_m=p.height * ANGSTROM,
+        line_time_s=p.line_time,
+        bias_v=p.bias,
+        setpoint_a=p.setpoint,
+        slow_direction=p.slow_direction,
+        offset_m=(p.centre[0] * ANGSTROM, p.centre[1] * ANGSTROM),
+        started=datetime(2000, 1, 1) + minutes,
+        comment="simulated H:Si(100)-2x1",
+    )
+    channels = {
+        "Z": Channel(unit="m", forward_LP=scan.forward_LP, backward_LP=scan.backward_LP),
+        "Current": Channel(
+            unit="A",
+            forward_LP=scan.forward_current_LP,
+            backward_LP=scan.backward_current_LP,
+        ),
+    }
+    write_sxm(folder / plan.group / f"{plan.name}.sxm", header, channels)
+    return plan, scan
+
+
+def simulate(spec: Mapping[str, Any], out: Path) -> None:
+    """Write a simulated data set, whole or not at all.
+
+    The folder holds ``session-000/scan-0000.sxm`` …, ``labels.csv`` (``scan,label,group,
+    change_line``), ``truth.csv`` (``scan,line,state``, measured lines only) and ``parameters.csv``
+    (one row per scan; lengths in Å).
+
+    Parameters
+    ----------
+    spec
+        Fields of `Spec`.
+    out
+        Folder to write; what stood there is replaced.
+
+    Raises
+    ------
+    UserError
+        If the spec is wrong.
+    """
+    checked = Spec.from_dict(spec)
+    plans = _plan(checked)
+    labels, truth, parameters = [], [], []
+    with replacing_folder(out) as folder:
+        for plan, scan in tqdm(
+            _made(checked, plans, folder), total=len(plans), desc="simulate", unit="scan"
+        ):
+            line = "" if scan.change_line is None else scan.change_line
+            labels.append([plan.name, plan.label, plan.group, line])
+            measured = scan.parameters.measured_lines
+            truth += [[plan.name, i, state] for i, state in enumerate(scan.state_L[:measured])]
+            parameters.append(_row(plan, scan.parameters))
+        _write_csv(folder / "labels.csv", ["scan", "label", "group", "change_line"], labels)
+        _write_csv(folder / "truth.csv", ["scan", "line", "state"], truth)
+        _write_csv(
+            folder / "parameters.csv",
+            list(parameters[0]),
+            [list(row.values()) for row in parameters],
+        )
+
+
+def _made(spec: Spec, plans: list[_Plan], folder: Path) -> Iterable[tuple[_Plan, SimulatedScan]]:
+    if spec.workers == 1:
+        yield from map(_make, repeat(spec), plans, repeat(folder))
+        return
+    with ProcessPoolExecutor(spec.workers) as pool:
+        yield from pool.map(_make, repeat(spec), plans, repeat(folder))
+
+
+def _row(plan: _Plan, p: ScanParameters) -> dict[str, Any]:
+    """Flatten the parameters of a scan; tips as JSON, lengths in Å."""
+    row: dict[str, Any] = {
+        "scan": plan.name,
+        "group": plan.group,
+        "repeat_of": f"scan-{plan.twin:04d}",
+    }
+    for name, value in _shallow(p).items():
+        if name == "surface":
+            row |= {f"surface_{key}": item for key, item in asdict(value).items()}
+        elif name in ("tip", "new_tip"):
+            row[name] = canonical_json([asdict(apex) for apex in value or ()])
+        elif isinstance(value, tuple):
+            row |= {f"{name}_{axis}": item for axis, item in zip("xy", value, strict=True)}
+        else:
+            row[name] = "" if value is None else value
+    resolved = resolution(p.tip, p.gap, p.surface.angle, p.surface.separation)
+    row |= {f"resolved_{key}": item for key, item in asdict(resolved).items()}
+    return row
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
