@@ -175,8 +175,7 @@ def _download(clone: Path, repository: str, commit: str) -> None:
             done = subprocess.run(
                 ["git", "-C", str(clone), *arguments],
                 check=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 stdin=subprocess.DEVNULL,
                 text=True,
                 errors="replace",
