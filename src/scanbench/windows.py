@@ -81,7 +81,7 @@ class WindowIndex:
             If a number is outside.
         """
         windows = np.asarray(windows, np.int64)
-        if windows.size and not (0 <= windows.min() and windows.max() < len(self)):
+        if windows.size and (windows.min() < 0 or windows.max() >= len(self)):
             raise IndexError(f"window numbers run from 0 to {len(self) - 1}")
         scan = np.searchsorted(self.ends, windows, side="right")
         first = (windows - self.ends[scan] + self.counts[scan]) * self.stride

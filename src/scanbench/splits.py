@@ -1,0 +1,317 @@
+"""Divide a data set into training, validation and test parts so that no group stands in two.
+
+Scans of one session (micrograph, part) are not independent: a model that has seen some of them
+knows more about the others than about a session to come. Groups are therefore assigned whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanbench.audit import audit
+from scanbench.errors import UserError, did_you_mean
+from scanbench.files import write_json
+from scanbench.store import Store
+
+SCHEMA_VERSION = 1
+PARTS = ("train", "validation", "test")
+DEFAULTS: dict[str, Any] = {
+    "scheme": "kfold",
+    "folds": 5,
+    "test_fraction": 0.2,
+    "test_groups": None,
+    "validation_fraction": 0.15,
+    "min_lines": 1,
+    "near_duplicate_threshold": 0.9,
+    "allow_missing_classes": False,
+    "seed": 0,
+}
+_CANDIDATES = 2048  # assignments of groups that are drawn at once; the best one is taken
+_CANDIDATE_STEPS = 100_000  # fewer candidates for many groups, which balance anyway
+
+Fold = dict[str, list[str]]
+
+
+def write_split(spec: Mapping[str, Any], store: str | Path, out: str | Path) -> None:
+    """Divide a store's scans and write the split file (`docs/formats.md`) with its audit."""
+    with Store(store) as opened:
+        write_json(out, make_split(spec, opened))
+
+
+def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """Divide the labelled scans of a store, and audit the division.
+
+    The result depends on the scans, their groups and labels and the seed, not on their order.
+
+    Parameters
+    ----------
+    spec
+        `scheme`: `kfold` (each group is tested in one of `folds` folds), `fixed` (one fold; the
+        test part is `test_groups`, or about `test_fraction` of the scans) or `random` (as `kfold`
+        but ignoring groups: leaky, to show what leakage is worth). `validation_fraction` of what is
+        not tested validates. Also `min_lines` (a scan needs so many measured lines),
+        `near_duplicate_threshold`, `allow_missing_classes` and `seed`.
+    store
+        The scans.
+
+    Returns
+    -------
+    dict
+        The split as `docs/formats.md` has it.
+
+    Raises
+    ------
+    UserError
+        If a key is wrong, there are too few groups, or a class is absent from a part.
+    """
+    for key in spec:
+        if key not in DEFAULTS:
+            raise UserError(f"split: unknown key {key!r}; {did_you_mean(key, DEFAULTS)}")
+    config = {**DEFAULTS, **spec}
+    scheme, seed = config["scheme"], config["seed"]
+
+    usable = np.flatnonzero((store.label >= 0) & (store.n_lines >= config["min_lines"]))
+    if not len(usable):
+        raise UserError(
+            f"{store.path}: no labelled scan has {config['min_lines']} lines; "
+            "check the label table, or lower min_lines"
+        )
+    usable = usable[np.argsort(store.scan_id[usable])]
+    scan_id, label = store.scan_id[usable], store.label[usable].astype(np.int64)
+    if repeated := _first_repeated(scan_id):
+        raise UserError(f"{store.path}: scan {repeated!r} stands twice; convert the scans again")
+    group = scan_id if scheme == "random" else store.group[usable]
+
+    classes = len(store.classes)
+    if scheme == "fixed":
+        test = _fixed_test(config, group, label, classes, store.path)
+        tested_in = np.where(test, 0, 1)
+        folds = 1
+    elif scheme in ("kfold", "random"):
+        folds = config["folds"]
+        what = "scans" if scheme == "random" else "groups"
+        if len(np.unique(group)) < folds:
+            raise UserError(
+                f"{store.path}: {len(np.unique(group))} {what} for {folds} folds; "
+                "lower splits.…folds or bring more sessions"
+            )
+        tested_in = partition(group, label, np.full(folds, 1 / folds), classes, [seed])
+    else:
+        raise UserError(
+            f"split: scheme {scheme!r}; {did_you_mean(scheme, ('kfold', 'fixed', 'random'))}"
+        )
+
+    part_of_folds = []
+    for fold in range(folds):
+        part = np.where(tested_in == fold, PARTS.index("test"), PARTS.index("train"))
+        rest = np.flatnonzero(tested_in != fold)
+        if len(np.unique(group[rest])) < 2:
+            raise UserError(
+                f"{store.path}: fold {fold} leaves {len(np.unique(group[rest]))} group(s) to train "
+                "and validate on, and needs 2; bring more sessions"
+            )
+        fraction = config["validation_fraction"]
+        validates = partition(
+            group[rest], label[rest], np.array([1 - fraction, fraction]), classes, [seed, fold]
+        )
+        part[rest[validates == 1]] = PARTS.index("validation")
+        part_of_folds.append(part)
+
+    counts = [
+        row
+        for fold, part in enumerate(part_of_folds)
+        for row in _counts(fold, part, store.group[usable], label, store.classes)
+    ]
+    if not config["allow_missing_classes"]:
+        for row in counts:
+            for name in store.classes:
+                if row[name] == 0:
+                    raise UserError(
+                        f"{store.path}: fold {row['fold']}: no scan of class {name!r} in the "
+                        f"{row['part']} part ({row['groups']} groups); use fewer folds, another "
+                        "seed, or allow_missing_classes: true"
+                    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "store_sha256": store.sha256,
+        "config": dict(spec),
+        "seed": seed,
+        "classes": store.classes,
+        "folds": [
+            {name: scan_id[part == k].tolist() for k, name in enumerate(PARTS)}
+            for part in part_of_folds
+        ],
+        "audit": audit(
+            store,
+            usable,
+            [{name: np.flatnonzero(p == k) for k, name in enumerate(PARTS)} for p in part_of_folds],
+            threshold=config["near_duplicate_threshold"],
+        ),
+        "counts": counts,
+    }
+
+
+def partition(
+    group: NDArray[Any],
+    label: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    classes: int,
+    seed: Sequence[int],
+) -> NDArray[np.int64]:
+    """Assign each scan to a part, groups whole, with classes and sizes as near `shares` as can be.
+
+    Many assignments are drawn and the best is taken. Each takes the groups in a random order, large
+    ones rather earlier, and gives each to the part where it lowers the imbalance most, which is
+    Σ (n − t)²/t over parts and classes for n scans where the shares would have t (χ²).
+
+    Parameters
+    ----------
+    group, label
+        Of each scan [n]; sorted by scan for a result that does not depend on the scans' order.
+    shares
+        Fraction of the scans that each part should have [K], summing to 1.
+    classes
+        Number of classes.
+    seed
+        Seed of the drawing.
+
+    Returns
+    -------
+    ndarray
+        Part of each scan [n]. No part is empty if there are at least as many groups as parts.
+    """
+    names, group_of = np.unique(group, return_inverse=True)
+    groups, parts = len(names), len(shares)
+    assert groups >= parts, f"{groups} groups for {parts} parts"
+    count_GC = np.zeros((groups, classes))
+    np.add.at(count_GC, (group_of, label), 1)
+    present = count_GC.any(axis=0)
+    count_GC = count_GC[:, present]
+    target_KC = shares[:, None] * count_GC.sum(axis=0)
+
+    rng = np.random.default_rng(list(seed))
+    candidates = int(np.clip(_CANDIDATE_STEPS // groups, 8, _CANDIDATES))
+    size_G = np.log(count_GC.sum(axis=1))
+    order_RG = np.argsort(-size_G + rng.gumbel(size=(candidates, groups)), axis=1)
+    each = np.arange(candidates)
+    filled_RKC = np.zeros((candidates, parts, count_GC.shape[1]))
+    part_RG = np.empty((candidates, groups), np.int64)
+    for step in range(groups):
+        added_RC = count_GC[order_RG[:, step]]
+        change_RK = (
+            added_RC[:, None] * (2 * (filled_RKC - target_KC) + added_RC[:, None]) / target_KC
+        ).sum(axis=2)
+        # The last groups go to parts that are still empty, if there are as many of these.
+        empty_RK = ~filled_RKC.any(axis=2)
+        forced_R = empty_RK.sum(axis=1) >= groups - step
+        change_RK[forced_R[:, None] & ~empty_RK] = np.inf
+        chosen_R = change_RK.argmin(axis=1)
+        filled_RKC[each, chosen_R] += added_RC
+        part_RG[each, order_RG[:, step]] = chosen_R
+    missing_R = (filled_RKC == 0).sum(axis=(1, 2))
+    imbalance_R = ((filled_RKC - target_KC) ** 2 / target_KC).sum(axis=(1, 2))
+    best = np.lexsort((imbalance_R, missing_R))[0]
+    return part_RG[best, group_of]
+
+
+def _fixed_test(
+    config: Mapping[str, Any],
+    group: NDArray[Any],
+    label: NDArray[np.int64],
+    classes: int,
+    path: Path,
+) -> NDArray[np.bool_]:
+    """Return which scans are in the test part [n]."""
+    wanted = config["test_groups"]
+    names = set(group.tolist())
+    if wanted is not None:
+        for name in wanted:
+            if name not in names:
+                raise UserError(
+                    f"split: test_groups: {path} has no labelled scan of group {name!r}; "
+                    f"{did_you_mean(name, names)}"
+                )
+        if not wanted:
+            raise UserError("split: test_groups: is empty; name a group, or give null")
+        return np.isin(group, wanted)
+    if len(names) < 2:
+        raise UserError(f"{path}: one group only; nothing can be held out. Bring more sessions")
+    share = config["test_fraction"]
+    return partition(group, label, np.array([share, 1 - share]), classes, [config["seed"]]) == 0
+
+
+def _counts(
+    fold: int,
+    part: NDArray[np.int64],
+    group: NDArray[Any],
+    label: NDArray[np.int64],
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    rows = []
+    for k, name in enumerate(PARTS):
+        inside = part == k
+        per_class = np.bincount(label[inside], minlength=len(classes)).tolist()
+        row = {"fold": fold, "part": name, "groups": len(np.unique(group[inside]))}
+        rows.append(
+            {**row, "scans": int(inside.sum()), **dict(zip(classes, per_class, strict=True))}
+        )
+    return rows
+
+
+def _first_repeated(names: NDArray[Any]) -> str | None:
+    """Return the first of sorted names that stands twice."""
+    repeated = np.flatnonzero(names[1:] == names[:-1])
+    return str(names[repeated[0]]) if len(repeated) else None
+
+
+def read_split(path: str | Path, store: Store | None = None) -> dict[str, Any]:
+    """Read a split file and check it.
+
+    Parameters
+    ----------
+    path
+        The JSON file.
+    store
+        If given, the split must have been made from this very store.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or malformed, a scan stands in two parts of a fold, or the store is
+        another.
+    """
+    path = Path(path)
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it with `scanbench split`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); split again") from None
+    if not isinstance(split, dict) or split.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path}: not a split file of schema_version {SCHEMA_VERSION}; split again")
+    for key, kind in (("store_sha256", str), ("classes", list), ("folds", list), ("seed", int)):
+        if not isinstance(split.get(key), kind):
+            raise UserError(f"{path}: {key} is missing or no {kind.__name__}; split again")
+    if not split["folds"]:
+        raise UserError(f"{path}: folds is empty; split again")
+    for number, fold in enumerate(split["folds"]):
+        if not isinstance(fold, dict) or set(fold) != set(PARTS):
+            raise UserError(f"{path}: fold {number} must have {', '.join(PARTS)}; split again")
+        names = [name for part in PARTS for name in fold[part]]
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: fold {number}: scan ids must be text; split again")
+        if repeated := _first_repeated(np.sort(np.array(names, dtype=str))):
+            raise UserError(f"{path}: fold {number}: scan {repeated!r} stands twice; split again")
+    if store is not None:
+        if split["store_sha256"] != store.sha256:
+            raise UserError(f"{path}: was made from another store than {store.path}; split again")
+        for fold in split["folds"]:
+            for part in PARTS:
+                store.index_of(fold[part])
+    return split
