@@ -315,19 +315,19 @@ def claims(
         notes.append(
             f"There are only {groups} test groups: intervals from so few are too narrow, and the "
             f"smallest p value that swapping {groups} groups can give is 2/2^{groups} = "
-            f"{2.0 / 2.0**groups:.2g}. Read the results group by group, as a description of these "
+            f"{2.0 / 2.0**groups:.3g}. Read the results group by group, as a description of these "
             "groups and not as a ranking of models."
         )
     if groups > 1 and pairs > 0 and pairs * least > level:
-        times = "" if pairs == 1 else f" ({pairs} pairs × {least:.2g})"
+        times = "" if pairs == 1 else f" ({pairs} pairs × {least:.3g})"
         mend = (
             "more groups, or fewer experiments"
             if 2.0 / 2.0**groups >= 1 / (1 + permutations)
             else "more permutations, or fewer experiments"
         )
         notes.append(
-            f"No pair can reach an adjusted p value below {min(1.0, pairs * least):.2g}{times}: "
-            f"for a test at level {level:.2g}, take {mend}."
+            f"No pair can reach an adjusted p value below {min(1.0, pairs * least):.3g}{times}: "
+            f"for a test at level {level:.3g}, take {mend}."
         )
     for name, count in class_groups.items():
         if count < min(3, groups):

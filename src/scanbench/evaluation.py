@@ -7,7 +7,7 @@ described in docs/formats.md ("tables/"), the statistics in docs/protocol.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from scanbench import comparison, metrics
 from scanbench.comparison import Resamples
-from scanbench.errors import UserError
+from scanbench.errors import UserError, did_you_mean
 from scanbench.files import replacing_folder, write_json
 from scanbench.metrics import Floats, Ints, Table
 from scanbench.predictions import (
@@ -36,14 +36,16 @@ from scanbench.predictions import (
 EXAMPLES = 3
 
 
+# Keys that name the comparison and choose nothing in it.
+NAMES = frozenset({"comparison", "dataset", "split", "experiments"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What an evaluation may choose.
 
     Parameters
     ----------
-    classes
-        Class names, as in the store.
     lines
         Numbers of lines at which a running scan is scored.
     bootstrap
@@ -58,20 +60,24 @@ class Settings:
         Of the random numbers.
     metrics
         Metrics that pairs of experiments are tested on; the first is the main one.
+    classes, folds, seeds
+        Where given, what store and predictions must hold.
     """
 
-    classes: tuple[str, ...]
     lines: tuple[int, ...]
     bootstrap: int
     permutations: int
     confidence: float
     ece_bins: int
     seed: int
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ("auroc", "balanced_accuracy")
+    classes: tuple[str, ...] | None = None
+    folds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Settings:
-        """Check a spec of plain builtins.
+        """Check a spec of plain builtins; keys in `NAMES` may stand beside those of this class.
 
         Raises
         ------
@@ -79,26 +85,34 @@ class Settings:
             Naming the key, if one is missing, unknown, or has an impossible value.
         """
         known = {field.name for field in fields(cls)}
-        if odd := sorted(known ^ set(spec)):
-            what = "is missing" if odd[0] in known else f"is unknown (known: {sorted(known)})"
-            raise UserError(f"evaluate: key {odd[0]!r} {what}: mend the config")
-        tuples = {key: tuple(spec[key]) for key in ("classes", "lines", "metrics")}
-        settings = cls(**{**spec, **tuples})
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if unknown := sorted(set(spec) - known - NAMES):
+            raise UserError(
+                f"evaluation: key {unknown[0]!r} is unknown; {did_you_mean(unknown[0], known)}"
+            )
+        if missing := sorted(required - set(spec)):
+            raise UserError(f"evaluation: key {missing[0]!r} is missing: add it to the config")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in spec.items()
+            if key in known
+        }
+        settings = cls(**values)
         for name in ("bootstrap", "permutations", "ece_bins"):
             if getattr(settings, name) < 1:
-                raise UserError(f"evaluate: {name} is {getattr(settings, name)}: give at least 1")
+                raise UserError(f"evaluation: {name} is {getattr(settings, name)}: give at least 1")
         if not 0 < settings.confidence < 1:
             raise UserError(
-                f"evaluate: confidence is {settings.confidence}: give a share, such as 0.95"
+                f"evaluation: confidence is {settings.confidence}: give a share, such as 0.95"
             )
+        if any(count < 1 for count in settings.lines):
+            raise UserError(f"evaluation: lines: {min(settings.lines)}: give numbers of at least 1")
         for metric in settings.metrics:
             if metric not in comparison.TESTABLE:
                 raise UserError(
-                    f"evaluate: metrics: {metric!r} cannot be tested: "
-                    f"choose from {list(comparison.TESTABLE)}"
+                    f"evaluation: metrics: {metric!r} cannot be tested; "
+                    f"{did_you_mean(metric, comparison.TESTABLE)}"
                 )
-        if any(count < 1 for count in settings.lines):
-            raise UserError(f"evaluate: lines: {min(settings.lines)}: give numbers of at least 1")
         return settings
 
 
@@ -221,9 +235,10 @@ def evaluate(
     Parameters
     ----------
     spec
-        The keys of `Settings`, as plain builtins.
+        The keys of `Settings`, and of `NAMES`, as plain builtins.
     predictions
-        Experiment → its `predictions.parquet` files, one per fold and seed. Tables keep this order.
+        Experiment → its runs, one per fold and seed, each a folder or its `predictions.parquet`.
+        Tables keep this order.
     store, split
         What was predicted on; labels, groups and parts are checked against them.
     out
@@ -236,14 +251,14 @@ def evaluate(
         the same rows, or a class is absent from the test scans.
     """
     settings = Settings.of(spec)
-    classes = settings.classes
     if not predictions:
-        raise UserError("evaluate: no experiment is listed: name at least one in the config")
+        raise UserError("evaluation: no experiment is listed: name at least one in the config")
     held_out = HeldOut.load(store, split)
-    if classes != held_out.classes:
+    classes = held_out.classes
+    if settings.classes not in (None, classes):
         raise UserError(
-            f"evaluate: classes {list(classes)} are not those of {store}, "
-            f"{list(held_out.classes)}: make the store again or mend the config"
+            f"evaluation: classes {settings.classes} are not those of {store}, {classes}: "
+            "convert again or mend the config"
         )
 
     readings: dict[str, list[Reading]] = {}
@@ -252,6 +267,7 @@ def evaluate(
     for name, paths in progress:
         table = read_experiment(name, paths, classes, held_out)
         folds |= set(table["fold"].unique().tolist())
+        _check_wanted(name, table, settings)
         readings[name] = _readings(table, classes, settings.lines, f"experiment {name!r}")
     check_same_rows({name: own[0] for name, own in readings.items()})
 
@@ -267,7 +283,7 @@ def evaluate(
         count=settings.bootstrap,
         seed=settings.seed,
     )
-    metric_frame, scored = _score(readings, groups, resamples, settings)
+    metric_frame, scored = _score(readings, classes, groups, resamples, settings)
     pair_frame = _pairs(scored, unit_N, resamples, settings)
     best = max(scored, key=lambda name: float(scored[name].point["auroc", None].mean()))
     tables = {
@@ -286,7 +302,7 @@ def evaluate(
     }
     summary = {
         "schema_version": 1,
-        "settings": {**asdict(settings)},
+        "settings": dict(spec),
         "experiments": list(scored),
         "best": best,
         "seeds": list(shared.seeds),
@@ -319,6 +335,16 @@ def evaluate(
         write_json(folder / "evaluate.json", summary)
 
 
+def _check_wanted(name: str, table: pd.DataFrame, settings: Settings) -> None:
+    for column, wanted in (("fold", settings.folds), ("seed", settings.seeds)):
+        found = set(table[column].unique().tolist())
+        if wanted is not None and (odd := sorted(found ^ set(wanted))):
+            what = "without predictions" if odd[0] in wanted else "predicted but not asked for"
+            raise UserError(
+                f"experiment {name!r}: {column} {odd[0]} is {what}: mend the list of runs"
+            )
+
+
 def _check_classes(
     reading: Reading, classes: Sequence[str], held_out: HeldOut, folds: list[int]
 ) -> None:
@@ -333,6 +359,7 @@ def _check_classes(
 
 def _score(
     readings: Mapping[str, Sequence[Reading]],
+    classes: Sequence[str],
     groups: Sequence[str],
     resamples: Resamples,
     settings: Settings,
@@ -348,8 +375,8 @@ def _score(
         resampled = metrics.metric_values(
             reading.p_SNC, reading.label_N, unit_N, resamples.unit_BK, settings.ece_bins
         )
-        for row in _metric_rows(reading, point, settings.classes):
-            index = None if row["class"] is None else settings.classes.index(row["class"])
+        for row in _metric_rows(reading, point, classes):
+            index = None if row["class"] is None else classes.index(row["class"])
             low, high = comparison.interval(
                 resampled[row["metric"], index], resamples, settings.confidence
             )

@@ -14,18 +14,17 @@ compared on equal rows:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
+from scanbench.splits import read_split
+from scanbench.store import Store
 
 INTEGERS = ("label", "fold", "seed", "first_line", "lines_seen")
 COLUMNS = ("scan_id", "group", *INTEGERS, "final")
@@ -67,40 +66,27 @@ class HeldOut:
 
     @classmethod
     def load(cls, store: str | Path, split: str | Path) -> HeldOut:
-        """Read labels, groups and lines from a store and the parts from a split file.
+        """Read labels, groups and lines from a store and the parts from its split file.
 
         Raises
         ------
         UserError
-            If the two disagree in their classes, or the split names a scan that the store lacks.
+            If either is missing or malformed, or the split was made from another store.
         """
-        with h5py.File(store, "r") as file:
-            classes = tuple(json.loads(file.attrs["classes"]))
+        with Store(store) as opened:
+            document = read_split(split, opened)
             scans = pd.DataFrame(
                 {
-                    "label": file["label"][:].astype(np.int64),
-                    "group": file["group"].asstr()[:],
-                    "n_lines": file["n_lines"][:].astype(np.int64),
+                    "label": opened.label.astype(np.int64),
+                    "group": opened.group.astype(object),
+                    "n_lines": opened.n_lines.astype(np.int64),
                 },
-                index=pd.Index(file["scan_id"].asstr()[:], name="scan_id"),
+                index=pd.Index(opened.scan_id.astype(object), name="scan_id"),
             )
-        document: dict[str, Any] = json.loads(Path(split).read_text(encoding="utf-8"))
-        if tuple(document["classes"]) != classes:
-            raise UserError(
-                f"{split}: classes {document['classes']} are not those of {store}, "
-                f"{list(classes)}: make the split again"
-            )
+            classes = tuple(opened.classes)
         folds = tuple(
             {part: frozenset(ids) for part, ids in fold.items()} for fold in document["folds"]
         )
-        known = frozenset(scans.index)
-        for fold in folds:
-            for part, ids in fold.items():
-                if unknown := sorted(ids - known):
-                    raise UserError(
-                        f"{split}: {part} names scan {unknown[0]!r}, which {store} does not hold: "
-                        "make the split again"
-                    )
         return cls(classes=classes, scans=scans, folds=folds, name=str(split))
 
 
@@ -118,7 +104,7 @@ def read_experiment(
     name
         The experiment's name, for messages.
     paths
-        One Parquet file per run.
+        One per run: its folder, or its `predictions.parquet`.
     classes
         Class names; the probability columns must be exactly theirs.
     held_out
@@ -136,7 +122,9 @@ def read_experiment(
         wrong columns, or disagrees with store and split; leakage is one such disagreement.
     """
     frames = []
-    for path in paths:
+    for path in map(Path, paths):
+        if path.is_dir():
+            path = path / "predictions.parquet"
         where = f"experiment {name!r}: {path}"
         frame = _read(path, where)
         check_table(frame, classes, where)
@@ -150,7 +138,7 @@ def read_experiment(
     return table
 
 
-def _read(path: str | Path, where: str) -> pd.DataFrame:
+def _read(path: Path, where: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except FileNotFoundError:
@@ -198,7 +186,7 @@ def check_table(frame: pd.DataFrame, classes: Sequence[str], where: str) -> None
             )
 
     p_RC = frame[wanted].to_numpy(np.float64)
-    checks: tuple[tuple[NDArray[np.bool_], str], ...] = (
+    checks = (
         (~np.isfinite(p_RC).all(axis=1), "a probability that is NaN or infinite"),
         ((p_RC < 0).any(axis=1), "a negative probability"),
         (np.abs(p_RC.sum(axis=1) - 1) > SUM_TOLERANCE, "probabilities that do not sum to 1"),
@@ -206,8 +194,10 @@ def check_table(frame: pd.DataFrame, classes: Sequence[str], where: str) -> None
         ((frame["lines_seen"] <= frame["first_line"]).to_numpy(), "lines_seen not past first_line"),
     )
     for bad_R, what in checks:
-        if bad_R.any():
-            raise UserError(f"{where}: {_row(frame, bad_R)} has {what}: run predict again")
+        if np.any(bad_R):
+            raise UserError(
+                f"{where}: {_row(frame, np.asarray(bad_R))} has {what}: run predict again"
+            )
     _check_unique(frame, where)
 
     sample = ["seed", "scan_id", "first_line"]

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from scanbench.files import sha256_of
 from scanbench.predictions import HeldOut, class_columns
 
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
@@ -93,16 +94,19 @@ def held_out(every: pd.DataFrame, *test_groups: int) -> HeldOut:
 def write_store(path: Path, every: pd.DataFrame, classes: tuple[str, ...] = CLASSES) -> Path:
     """The part of a store that evaluation reads."""
     with h5py.File(path, "w") as file:
-        file.attrs["classes"] = json.dumps(classes)
+        attributes = {"schema_version": 1, "study": "test", "unit": "m", "complete": 1}
+        file.attrs.update({**attributes, "classes": json.dumps(classes)})
+        file.create_dataset("scans", (len(every), LINES, 4), np.float32)
         file["label"] = every["label"].to_numpy(np.int16)
         file["n_lines"] = every["n_lines"].to_numpy(np.int32)
         for name, values in (("scan_id", every.index), ("group", every["group"])):
-            file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
+            file[name] = np.array([value.encode() for value in values])
     return path
 
 
-def write_split(path: Path, held: HeldOut, classes: tuple[str, ...] = CLASSES) -> Path:
+def write_split(path: Path, held: HeldOut, store: Path, classes: tuple[str, ...] = CLASSES) -> Path:
     """The part of a split file that evaluation reads."""
     folds = [{part: sorted(ids) for part, ids in fold.items()} for fold in held.folds]
-    path.write_text(json.dumps({"schema_version": 1, "classes": classes, "folds": folds}))
+    head = {"schema_version": 1, "seed": 0, "store_sha256": sha256_of(store)}
+    path.write_text(json.dumps({**head, "classes": classes, "folds": folds}))
     return path

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from prediction_data import softmax
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -14,7 +15,6 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from prediction_data import softmax
 from scanbench import metrics
 
 ROWS, UNITS, CLASSES, SEEDS = 60, 7, 3, 2
