@@ -1,0 +1,411 @@
+"""The render stage: tables in, figures, tables for people and one offline page out.
+
+Everything shown is drawn from files of the stages before (docs/formats.md); nothing is computed
+here that could be a result. `render.json`, written last, names for each figure the files it was
+made from with their SHA-256.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from scanbench import plotting, provenance, summary, tables
+from scanbench.errors import UserError
+from scanbench.files import replacing, write_json
+from scanbench.plotting import History, Sheet
+from scanbench.store import Store
+
+__all__ = ["Drawing", "Material", "render"]
+
+SPEC_KEYS = (
+    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "scheme",
+    "seeds", "simulated", "split", "title",
+)  # fmt: skip
+
+TABLE_COLUMNS = {
+    "metrics": "experiment reading lines metric class value low high seeds groups scans rows",
+    "pairs": "experiment_a experiment_b reading metric difference low high p p_holm",
+    "roc": "experiment class seed fpr tpr",
+    "confusion": "experiment seed true predicted count",
+    "calibration": "experiment bin_low bin_high confidence accuracy count",
+    "groups": "experiment group scans metric value",
+    "examples": "experiment scan_id label predicted p_label p_predicted kind",
+}
+HISTORY_COLUMNS = "epoch train_loss train_accuracy val_loss val_accuracy"
+MANIFEST_COLUMNS = "scan_id group lines pixels planned_lines width_m height_m label excluded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All that can be shown of a comparison, read once.
+
+    Attributes
+    ----------
+    spec
+        What `scanbench.plan.render_spec` gives.
+    classes
+        Class names, in the order of the store.
+    scores
+        Name of a table of the evaluate stage → the table.
+    evaluation
+        `evaluate.json`.
+    runs
+        Experiment → its run folders.
+    histories
+        Experiment → the course of each run.
+    costs
+        `experiment`, `parameters`, `cpu_seconds` (mean over the runs).
+    manifest, rejected
+        Tables of ingest.
+    split
+        `split.json`.
+    store
+        The scans.
+    """
+
+    spec: Mapping[str, Any]
+    classes: Sequence[str]
+    scores: Mapping[str, pd.DataFrame]
+    evaluation: Mapping[str, Any]
+    runs: Mapping[str, Sequence[Path]]
+    histories: Mapping[str, Sequence[History]]
+    costs: pd.DataFrame
+    manifest: pd.DataFrame
+    rejected: pd.DataFrame
+    split: Mapping[str, Any]
+    store: Store
+
+    @property
+    def experiments(self) -> list[str]:
+        """Names of the experiments, in the order of the configuration."""
+        return list(self.spec["experiments"])
+
+    def predictions(self, experiment: str) -> pd.DataFrame:
+        """Return the held-out predictions of all runs of an experiment."""
+        columns = ["scan_id", "seed", "first_line", "lines_seen", *(f"p_{c}" for c in self.classes)]
+        frames = [
+            pd.read_parquet(run / "predictions.parquet", columns=columns)
+            for run in self.runs[experiment]
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with what must be said about it.
+
+    Attributes
+    ----------
+    name
+        File name without suffix.
+    title, caption
+        Plain text.
+    figure
+        What was drawn.
+    inputs
+        Names of the files it was made from, as `render.json` lists them.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Sheet
+    inputs: Sequence[str]
+
+
+def render(
+    spec: Mapping[str, Any],
+    scores: str | Path,
+    runs: Mapping[str, Sequence[str | Path]],
+    scans: str | Path,
+    store: str | Path,
+    split: str | Path,
+    out: str | Path,
+) -> None:
+    """Draw a comparison's figures and write its tables and its summary page.
+
+    Parameters
+    ----------
+    spec
+        What `scanbench.plan.render_spec` gives.
+    scores
+        Folder that evaluate wrote.
+    runs
+        Experiment → its run folders.
+    scans
+        Folder that ingest wrote.
+    store, split
+        What was trained and tested on.
+    out
+        Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html` and
+        `render.json`. The same inputs give the same bytes, but for the times in `render.json`.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or has not the columns it should have.
+    """
+    started = time.time()
+    out = Path(out)
+    if odd := sorted(set(SPEC_KEYS) ^ set(spec)):
+        raise UserError(
+            f"render: key {odd[0]!r} is missing or unknown in the spec: mend the config"
+        )
+    folders = {name: [Path(run) for run in paths] for name, paths in runs.items()}
+    # The page must not outlive a failed run as if it were whole: its record is written last.
+    (out / "render.json").unlink(missing_ok=True)
+    with Store(store) as opened:
+        material = _read(spec, Path(scores), folders, Path(scans), opened, Path(split))
+        study = _study_figures(opened.study)
+        drawings = [*study.drawings(material), *_drawings(material)]
+    files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
+    used = {"scores/evaluate.json", "split.json"}.union(*(d.inputs for d in drawings))
+    record = provenance.record(spec, inputs={n: files[n] for n in sorted(used)}, started=started)
+
+    note = ("Simulated data: " if spec["simulated"] else "Data: ") + spec["dataset_title"]
+    if spec["attribution"]:
+        note += f". {spec['attribution']}"
+    svgs = {}
+    for drawing in tqdm(drawings, desc="draw figures", unit="figure"):
+        drawing.figure.note(note)
+        svgs[drawing.name] = plotting.save(drawing.figure, out / "figures", drawing.name)["svg"]
+    shown = _tables(material)
+    for table in shown.values():
+        tables.write(table, out / "tables")
+    page = summary.page(
+        material, drawings, {n: p.read_bytes() for n, p in svgs.items()}, shown, record
+    )
+    with replacing(out / "summary.html") as part:
+        part.write_text(page, encoding="utf-8", newline="\n")
+    made = {d.name: {n: record["inputs"][n] for n in d.inputs} for d in drawings}
+    write_json(out / "render.json", {**record, "figures": made})
+
+
+def _study_figures(study: str) -> Any:
+    """Import the figures of a study; its name comes from the store, so it is checked."""
+    name = f"scanbench.{study}.figures"
+    if not study.isidentifier() or importlib.util.find_spec(name) is None:
+        raise UserError(f"render: the store is of study {study!r}, which has no figures here")
+    return importlib.import_module(name)
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def _read(
+    spec: Mapping[str, Any],
+    scores: Path,
+    runs: Mapping[str, Sequence[Path]],
+    scans: Path,
+    store: Store,
+    split: Path,
+) -> Material:
+    frames = {n: _csv(scores / f"{n}.csv", columns) for n, columns in TABLE_COLUMNS.items()}
+    for name in spec["experiments"]:
+        if name not in set(frames["metrics"]["experiment"]):
+            raise UserError(f"{scores / 'metrics.csv'}: no rows of {name!r}: evaluate again")
+    histories: dict[str, list[History]] = {}
+    costs = []
+    for name in spec["experiments"]:
+        histories[name] = []
+        parameters, seconds = [], []
+        for run in runs[name]:
+            model, train = _json(run / "model.json"), _json(run / "train.json")
+            frame = _csv(run / "history.csv", HISTORY_COLUMNS)
+            histories[name].append(
+                History(
+                    fold=int(train["config"]["fold"]),
+                    seed=int(train["config"]["seed"]),
+                    frame=frame,
+                    best_epoch=model.get("best_epoch"),
+                )
+            )
+            parameters.append(model["parameters"])
+            seconds.append(train["cpu_seconds"])
+        costs.append((name, pd.Series(parameters).mean(), pd.Series(seconds).mean()))
+    return Material(
+        spec=spec,
+        classes=store.classes,
+        scores=frames,
+        evaluation=_json(scores / "evaluate.json"),
+        runs=runs,
+        histories=histories,
+        costs=pd.DataFrame(costs, columns=["experiment", "parameters", "cpu_seconds"]),
+        manifest=_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
+        rejected=_csv(scans / "rejected.csv", "file reason"),
+        split=_json(split),
+        store=store,
+    )
+
+
+def _csv(path: Path, columns: str) -> pd.DataFrame:
+    """Read a CSV file that must have these columns; names stay text, "NA" and "None" included."""
+    try:
+        frame = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=_MAY_BE_EMPTY)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage before again") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a table ({str(error).splitlines()[0]})") from None
+    if missing := [c for c in columns.split() if c not in frame.columns]:
+        raise UserError(f"{path}: column {missing[0]!r} is missing; run the stage before again")
+    return frame
+
+
+_TEXT = dict.fromkeys(
+    (
+        "class", "excluded", "experiment", "experiment_a", "experiment_b", "file", "group", "kind",
+        "label", "predicted", "reason", "scan_id", "true",
+    ),
+    str,
+)  # fmt: skip
+_MAY_BE_EMPTY = {
+    column: [""]
+    for column in (
+        "accuracy", "confidence", "difference", "height_m", "high", "lines", "low", "lr", "p",
+        "p_holm", "train_accuracy", "train_loss", "val_accuracy", "val_auroc",
+        "val_balanced_accuracy", "val_loss", "value", "width_m",
+    )
+}  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage before again") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON; run the stage before again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; run the stage before again")
+    return value
+
+
+def _input_files(
+    scores: Path, runs: Mapping[str, Sequence[Path]], scans: Path, store: Path, split: Path
+) -> dict[str, Path]:
+    """Name every input file without the folders of this machine."""
+    files = {f"scores/{n}.csv": scores / f"{n}.csv" for n in TABLE_COLUMNS}
+    files["scores/evaluate.json"] = scores / "evaluate.json"
+    for name in ("manifest.csv", "rejected.csv"):
+        files[f"scans/{name}"] = scans / name
+    files["store.h5"], files["split.json"] = store, split
+    for experiment, folders in runs.items():
+        for run in folders:
+            for name in ("history.csv", "model.json", "train.json", "predictions.parquet"):
+                files[f"{experiment}/{run.name}/{name}"] = run / name
+    return files
+
+
+# ----------------------------------------------------------------------------------------- showing
+
+
+def _tables(material: Material) -> dict[str, tables.ResultTable]:
+    metrics = material.scores["metrics"]
+    made = [
+        tables.main_table(
+            metrics,
+            material.costs,
+            material.evaluation.get("windows", {}),
+            simulated=material.spec["simulated"],
+            confidence=_confidence(material),
+        ),
+        tables.class_table(metrics, material.experiments, material.classes),
+        tables.pair_table(material.scores["pairs"]),
+        tables.exclusion_table(material.manifest, material.rejected),
+        tables.part_table(material.split["counts"], material.classes),
+        tables.audit_table(material.split["audit"]),
+    ]
+    return {table.name: table for table in made}
+
+
+def _confidence(material: Material) -> float:
+    return float(material.evaluation["settings"]["confidence"])
+
+
+def _drawings(material: Material) -> list[Drawing]:
+    """Draw what every study shows."""
+    scores, names, classes = material.scores, material.experiments, material.classes
+    chance = {"auroc": 0.5, "balanced_accuracy": 1 / len(classes)}
+    level = f"{_confidence(material):.0%}"
+    histories = [
+        f"{name}/{run.name}/{file}"
+        for name in names
+        for run in material.runs[name]
+        for file in ("history.csv", "model.json")
+    ]
+    return [
+        Drawing(
+            name="lines",
+            title="How good, and how soon",
+            caption="Metrics of the latest answer that each scan had when n of its lines were "
+            f"measured: mean over seeds, with the {level} interval from resampling groups and "
+            "seeds. An experiment with one point answers only when the scan is over. "
+            "Dotted: guessing.",
+            figure=plotting.by_lines(scores["metrics"], names, chance),
+            inputs=["scores/metrics.csv"],
+        ),
+        Drawing(
+            name="differences",
+            title="Differences between experiments",
+            caption=f"Difference of seed means with its {level} interval (paired bootstrap over "
+            "groups and seeds), on whole scans. p: permutation that swaps the two experiments "
+            "group by group, after Holm's correction over all pairs; filled: p < 0.05. Each pair "
+            "is written so that its first difference is positive.",
+            figure=plotting.differences(scores["pairs"], names),
+            inputs=["scores/pairs.csv"],
+        ),
+        Drawing(
+            name="groups",
+            title="Each held-out group on its own",
+            caption="One dot is one group that was left out of training (area: number of its "
+            "scans; mean over seeds); black: the median group; dotted: guessing. Within a group "
+            "the mean is over the classes that it holds.",
+            figure=plotting.group_dots(scores["groups"], names, chance),
+            inputs=["scores/groups.csv"],
+        ),
+        Drawing(
+            name="roc",
+            title="ROC of each class against the rest",
+            caption="Last answer of each scan. Bold: mean over seeds of the true-positive rate at "
+            "each false-positive rate; thin: the seeds (where at most four experiments are "
+            "compared).",
+            figure=plotting.roc_curves(scores["roc"], names, classes),
+            inputs=["scores/roc.csv"],
+        ),
+        Drawing(
+            name="confusion",
+            title="Confusion of classes",
+            caption="Last answer of each scan: share of the true class (each row is 100 %) and, "
+            "below it, the number of scans summed over seeds.",
+            figure=plotting.confusion_matrices(scores["confusion"], names, classes),
+            inputs=["scores/confusion.csv"],
+        ),
+        Drawing(
+            name="calibration",
+            title="Calibration",
+            caption="How often predictions of some confidence are right, in bins of confidence; "
+            "area of a point: its share of all predictions, also shown as columns. ECE: expected "
+            f"calibration error with its {level} interval.",
+            figure=plotting.reliability(scores["calibration"], scores["metrics"], names),
+            inputs=["scores/calibration.csv", "scores/metrics.csv"],
+        ),
+        Drawing(
+            name="learning",
+            title="Learning curves",
+            caption="Every run (fold and seed) is a curve. Ring: the epoch whose weights were "
+            "kept, chosen on validation groups. Grey: gap between training and validation "
+            "accuracy (mean over runs); the number is its mean at the kept epochs.",
+            figure=plotting.learning_curves(material.histories, names),
+            inputs=histories,
+        ),
+    ]

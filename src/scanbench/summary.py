@@ -1,0 +1,94 @@
+"""The summary page: one HTML file with its figures inside, which opens offline.
+
+Every text that comes from data or configuration is escaped by the template engine. Figures stand
+in the page as images, so nothing inside them can run, and the page's policy forbids scripts and
+any request.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from scanbench.tables import ResultTable
+
+if TYPE_CHECKING:
+    from scanbench.render import Drawing, Material
+
+__all__ = ["page"]
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("scanbench", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("summary.html.j2")
+
+
+def page(
+    material: Material,
+    drawings: Sequence[Drawing],
+    svgs: Mapping[str, bytes],
+    tables: Mapping[str, ResultTable],
+    record: Mapping[str, Any],
+) -> str:
+    """Return the summary page of a comparison.
+
+    Parameters
+    ----------
+    material
+        What is shown.
+    drawings, svgs
+        The figures and, by name, their SVG files.
+    tables
+        Name → table.
+    record
+        Provenance of the render stage (`scanbench.provenance.record`). Only what is the same
+        whenever the inputs are goes into the page.
+
+    Returns
+    -------
+    str
+        A whole HTML document.
+    """
+    evaluation, audit = material.evaluation, material.split["audit"]
+    facts = {
+        "groups": evaluation["groups"],
+        "scans": evaluation["scans"],
+        "seeds": len(evaluation["seeds"]),
+        "folds": len(evaluation["folds"]),
+    }
+    leaks = {
+        "groups": sum(len(fold["shared_groups"]) for fold in audit),
+        "exact": sum(fold["exact_duplicates"] for fold in audit),
+        "near": sum(fold["near_duplicates"] for fold in audit),
+    }
+    return _template().render(
+        spec=material.spec,
+        facts=facts,
+        leaks=leaks,
+        caution=evaluation.get("caution", ""),
+        confidence=evaluation["settings"]["confidence"],
+        tables=tables,
+        figures=[
+            {
+                "name": drawing.name,
+                "title": drawing.title,
+                "caption": drawing.caption,
+                "inputs": {name: record["inputs"][name] for name in drawing.inputs},
+                "src": "data:image/svg+xml;base64,"
+                + base64.b64encode(svgs[drawing.name]).decode("ascii"),
+            }
+            for drawing in drawings
+        ],
+        record=record,
+    )

@@ -1,0 +1,365 @@
+"""Result tables as people read them: one content, written as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scanbench.files import replacing
+from scanbench.plotting import METRIC_NAMES, plain
+
+__all__ = [
+    "ResultTable",
+    "audit_table",
+    "class_table",
+    "exclusion_table",
+    "latex",
+    "main_table",
+    "markdown",
+    "pair_table",
+    "part_table",
+    "write",
+]
+
+NUMBER = re.compile(r"[<+−–-]?[\d.,]*\d[\d.,]*( .*)?|–|")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """One table in two forms.
+
+    Attributes
+    ----------
+    name
+        File name without suffix.
+    title
+        What it shows, as one sentence.
+    raw
+        Values with all their digits, for the CSV file.
+    shown
+        Text of each cell, for people.
+    """
+
+    name: str
+    title: str
+    raw: pd.DataFrame
+    shown: pd.DataFrame
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each shown column holds numbers, and so is set flush right."""
+        return [
+            bool(len(self.shown)) and all(NUMBER.fullmatch(cell) for cell in self.shown[column])
+            for column in self.shown.columns
+        ]
+
+
+def write(table: ResultTable, folder: Path) -> dict[str, Path]:
+    """Write `folder/name.csv`, `.md` and `.tex`; return format → file."""
+    paths = {form: folder / f"{table.name}.{form}" for form in ("csv", "md", "tex")}
+    with replacing(paths["csv"]) as part:
+        table.raw.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+    for form, text in (("md", markdown(table)), ("tex", latex(table))):
+        with replacing(paths[form]) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
+    return paths
+
+
+def markdown(table: ResultTable) -> str:
+    """Return the table in GitHub's Markdown, its columns aligned also as plain text."""
+    # A name must stay inside its cell and start no HTML or emphasis.
+    rows = [
+        [re.sub(r"([\\`*_|<>\[\]#~$])", r"\\\1", plain(cell)) for cell in row]
+        for row in [list(table.shown.columns), *table.shown.to_numpy().tolist()]
+    ]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    right = table.numeric
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(cells, widths, right, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * (width - 1) + ":" if flush else "-" * width
+        for width, flush in zip(widths, right, strict=True)
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "−": "$-$", "–": "--", "×": r"$\times$",
+    "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def latex(table: ResultTable) -> str:
+    r"""Return the table as a LaTeX `table` that needs the package booktabs.
+
+    Every character that LaTeX gives a meaning is escaped, so that no name can break the document.
+    """
+
+    def escaped(text: str) -> str:
+        return "".join(_LATEX.get(character, character) for character in plain(text))
+
+    columns = "".join("r" if flush else "l" for flush in table.numeric)
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}",
+        "  \\centering",
+        f"  \\caption{{{escaped(table.title)}}}",
+        f"  \\label{{tab:{table.name}}}",
+        f"  \\begin{{tabular}}{{{columns}}}",
+        "    \\toprule",
+        "    " + " & ".join(escaped(c) for c in table.shown.columns) + r" \\",
+        "    \\midrule",
+    ]
+    for row in table.shown.to_numpy().tolist():
+        # A row that starts with "[" would be read as an argument of the line break before it.
+        lines.append("    {}" + " & ".join(escaped(cell) for cell in row) + r" \\")
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+
+
+# ---------------------------------------------------------------------------- text of single cells
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(row: Any) -> str:
+    value, low, high = (float(row[k]) for k in ("value", "low", "high"))
+    if math.isnan(low) or math.isnan(high):
+        return _number(value)
+    return f"{_number(value)} ({_number(low)}–{_number(high)})"
+
+
+def _count(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.0f}"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _shown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(columns) or None, dtype=str).fillna("")
+
+
+# -------------------------------------------------------------------------------------- the tables
+
+
+def main_table(
+    metrics: pd.DataFrame,
+    costs: pd.DataFrame,
+    windows: Mapping[str, int],
+    *,
+    simulated: bool,
+    confidence: float,
+) -> ResultTable:
+    """Return the table of a comparison: one row per experiment, the highest AUROC first.
+
+    Parameters
+    ----------
+    metrics
+        `metrics.csv`; the macro rows of the scan reading are used.
+    costs
+        `experiment`, `parameters`, `cpu_seconds` (mean over the runs).
+    windows
+        Experiment → number of windows, for those that look at windows of scans.
+    simulated
+        Whether the title must say so.
+    confidence
+        Of the intervals, 0 to 1.
+    """
+    rows = metrics[(metrics["reading"] == "scan") & (metrics["class"].fillna("") == "")]
+    auroc = rows[rows["metric"] == "auroc"].set_index("experiment")["value"]
+    order = auroc.sort_values(ascending=False, kind="stable").index
+    cost = costs.set_index("experiment")
+    raw, shown = [], []
+    for name in order:
+        mine = rows[rows["experiment"] == name].set_index("metric")
+        first = mine.iloc[0]
+        facts = {
+            "parameters": float(cost["parameters"].get(name, math.nan)),
+            "cpu_seconds": float(cost["cpu_seconds"].get(name, math.nan)),
+            **{k: float(first[k]) for k in ("seeds", "groups", "scans")},
+            "windows": float(windows.get(name, math.nan)),
+        }
+        raw.append(
+            {"experiment": name}
+            | {
+                f"{metric}{suffix}": float(mine.loc[metric, key])
+                for metric in METRIC_NAMES
+                if metric in mine.index
+                for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+            }
+            | facts
+        )
+        shown.append(
+            {"Experiment": name}
+            | {
+                title: _interval(mine.loc[metric])
+                for metric, title in METRIC_NAMES.items()
+                if metric in mine.index
+            }
+            | {
+                "Parameters": _count(facts["parameters"]),
+                "Training (CPU s per run)": _count(facts["cpu_seconds"]),
+                "Seeds": _count(facts["seeds"]),
+                "Groups": _count(facts["groups"]),
+                "Scans": _count(facts["scans"]),
+                "Windows": _count(facts["windows"]),
+            }
+        )
+    kind = "simulated scans" if simulated else "scans"
+    return ResultTable(
+        name="main",
+        title=f"Experiments on {kind} that were held out: mean over seeds ({confidence:.0%} "
+        "interval from resampling groups and seeds).",
+        raw=pd.DataFrame(raw),
+        shown=_shown(shown),
+    )
+
+
+def class_table(
+    metrics: pd.DataFrame, experiments: Sequence[str], classes: Sequence[str]
+) -> ResultTable:
+    """Return the AUROC of each class against the rest, with intervals."""
+    rows = metrics[
+        (metrics["reading"] == "scan")
+        & (metrics["metric"] == "auroc")
+        & metrics["class"].isin(list(classes))
+        & metrics["experiment"].isin(list(experiments))
+    ]
+    cells = rows.set_index(["experiment", "class"])
+    shown = [
+        {"Experiment": name}
+        | {c: _interval(cells.loc[(name, c)]) if (name, c) in cells.index else "–" for c in classes}
+        for name in experiments
+    ]
+    return ResultTable(
+        name="classes",
+        title="AUROC of each class against the rest (interval).",
+        raw=rows[["experiment", "class", "value", "low", "high"]],
+        shown=_shown(shown),
+    )
+
+
+def pair_table(pairs: pd.DataFrame) -> ResultTable:
+    """Return each pair's difference, its interval and its p-values; scan reading."""
+    rows = pairs[pairs["reading"] == "scan"].sort_values(
+        ["metric", "p_holm", "experiment_a", "experiment_b"], kind="stable"
+    )
+    shown = [
+        {
+            "A": str(row["experiment_a"]),
+            "B": str(row["experiment_b"]),
+            "Metric": METRIC_NAMES.get(str(row["metric"]), str(row["metric"])),
+            "A − B": _number(float(row["difference"])),
+            "Interval": f"{_number(float(row['low']))} to {_number(float(row['high']))}",
+            "p": _p(float(row["p"])),
+            "p (Holm)": _p(float(row["p_holm"])),
+        }
+        for _, row in rows.iterrows()
+    ]
+    return ResultTable(
+        name="pairs",
+        title="Differences between experiments: interval from a paired bootstrap over groups and "
+        "seeds, p from swapping the two group by group, corrected by Holm's method.",
+        raw=rows,
+        shown=_shown(shown, ("A", "B", "Metric", "A − B", "Interval", "p", "p (Holm)")),
+    )
+
+
+def exclusion_table(manifest: pd.DataFrame, rejected: pd.DataFrame) -> ResultTable:
+    """Return how many scans are used, and how many are not, by reason.
+
+    Parameters
+    ----------
+    manifest, rejected
+        `manifest.csv` and `rejected.csv`.
+    """
+    labelled = manifest["label"].fillna("") != ""
+    excluded = manifest["excluded"].fillna("")
+    raw: list[dict[str, Any]] = [
+        {"what": "used", "reason": "", "count": int((labelled & (excluded == "")).sum())}
+    ]
+    for reason, count in excluded[excluded != ""].value_counts().sort_index().items():
+        raw.append({"what": "read, not used", "reason": str(reason), "count": int(count)})
+    if unlabelled := int((~labelled & (excluded == "")).sum()):
+        raw.append({"what": "read, not used", "reason": "no label", "count": unlabelled})
+    # Readers may name the place of a fault; what is alike before it is counted together.
+    reasons = rejected["reason"].fillna("").astype(str).str.split(":").str[0]
+    for reason, count in reasons.value_counts().sort_index().items():
+        raw.append({"what": "refused", "reason": str(reason), "count": int(count)})
+    frame = pd.DataFrame(raw)
+    shown = [
+        {"Scans or files": r["what"], "Reason": r["reason"], "Number": _count(r["count"])}
+        for r in raw
+    ]
+    return ResultTable(
+        name="exclusions",
+        title="What was used of the data set, and what was not, by reason.",
+        raw=frame,
+        shown=_shown(shown),
+    )
+
+
+def part_table(counts: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> ResultTable:
+    """Return the groups, scans and classes of each part of each fold (`counts` of split.json)."""
+    columns = ["fold", "part", "groups", "scans", *classes]
+    raw = pd.DataFrame([{c: row.get(c, 0) for c in columns} for row in counts], columns=columns)
+    shown = [
+        {"Fold": str(row["fold"]), "Part": str(row["part"])}
+        | {c.capitalize() if c in ("groups", "scans") else c: _count(row[c]) for c in columns[2:]}
+        for _, row in raw.iterrows()
+    ]
+    return ResultTable(
+        name="split",
+        title="Groups and scans in each part.",
+        raw=raw,
+        shown=_shown(shown),
+    )
+
+
+def audit_table(audit: Sequence[Mapping[str, Any]]) -> ResultTable:
+    """Return what the split's audit found across the parts of each fold (`audit` of split.json)."""
+    raw = pd.DataFrame(
+        [
+            {
+                "fold": row["fold"],
+                "shared_groups": len(row["shared_groups"]),
+                "exact_duplicates": row["exact_duplicates"],
+                "near_duplicates": row["near_duplicates"],
+                "example": next(
+                    (f"{a} ~ {b} (r = {r:.2f})" for a, b, r in row.get("examples", ())), ""
+                ),
+            }
+            for row in audit
+        ],
+        columns=["fold", "shared_groups", "exact_duplicates", "near_duplicates", "example"],
+    )
+    shown = raw.astype(str).rename(
+        columns={
+            "fold": "Fold", "shared_groups": "Shared groups",
+            "exact_duplicates": "Exact duplicates", "near_duplicates": "Near-duplicates",
+            "example": "Example",
+        }
+    )  # fmt: skip
+    return ResultTable(
+        name="audit",
+        title="Leakage audit: what stands on both sides of the split.",
+        raw=raw,
+        shown=shown,
+    )

@@ -1,0 +1,486 @@
+"""Figures of scans: the data set at a glance, scans of each class, answers beside their scan.
+
+Legend of shapes: L lines (slow axis, the first measured on top), P pixels, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from scanbench.plotting import (
+    CLASS_COLOURS,
+    DOUBLE,
+    GREY,
+    MM,
+    Sheet,
+    message,
+    plain,
+    styled,
+)
+from scanbench.render import Drawing, Material
+
+__all__ = [
+    "Example",
+    "Picture",
+    "dataset_glance",
+    "drawings",
+    "line_answers",
+    "scan_answers",
+    "scans_by_class",
+]
+
+Floats = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A scan to be shown.
+
+    Attributes
+    ----------
+    x_LP
+        Heights of the measured lines, in acquisition order.
+    title
+        Its name.
+    aspect
+        Height over width of what was measured, in physical units.
+    width_m
+        Length of a line, m; None if unknown.
+    """
+
+    x_LP: Floats
+    title: str
+    aspect: float
+    width_m: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A scan with the answers that a model gave while it ran.
+
+    Attributes
+    ----------
+    picture
+        The scan.
+    label, predicted
+        Class names: people's (or the simulation's) and the model's last.
+    answers
+        Index `lines_seen`, a column of probabilities per class (`line_answers`).
+    change_line
+        Line of a known tip change.
+    """
+
+    picture: Picture
+    label: str
+    predicted: str
+    answers: pd.DataFrame
+    change_line: int | None = None
+
+
+def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]) -> pd.DataFrame:
+    """Return a scan's probabilities by lines seen, as means over the seeds.
+
+    Where two windows answer at the same line, the one that began earlier, and so saw more, counts,
+    as in the evaluation.
+
+    Parameters
+    ----------
+    predictions
+        Rows of `predictions.parquet` of all runs of one experiment.
+    scan_id
+        The scan.
+    classes
+        Class names, giving the columns.
+
+    Returns
+    -------
+    DataFrame
+        Index `lines_seen`, rising; columns `classes`.
+    """
+    rows = predictions[predictions["scan_id"] == scan_id].sort_values("first_line", kind="stable")
+    rows = rows.drop_duplicates(["seed", "lines_seen"], keep="first")
+    columns = [f"p_{c}" for c in classes]
+    mean = rows.groupby("lines_seen")[columns].mean().sort_index()
+    return mean.set_axis(list(classes), axis=1)
+
+
+def _flattened(x_LP: Floats) -> tuple[Floats, float, float]:
+    """Subtract each line's median; return the limits that show 98 % of the pixels."""
+    flat = x_LP - np.median(x_LP, axis=1, keepdims=True)
+    low, high = np.percentile(flat, [1, 99])
+    return flat, float(low), float(max(high, low + np.finfo(np.float32).tiny))
+
+
+def _draw_scan(axes: Axes, picture: Picture) -> None:
+    flat, low, high = _flattened(picture.x_LP)
+    lines = len(flat)
+    axes.imshow(
+        flat, cmap="gray", vmin=low, vmax=high, extent=(0, 1, lines, 0), interpolation="nearest"
+    )
+    axes.set_aspect(picture.aspect / lines)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    if picture.width_m:
+        _draw_scale(axes, picture.width_m)
+
+
+_UNITS = (("pm", 1e-12), ("nm", 1e-9), ("µm", 1e-6), ("mm", 1e-3), ("m", 1.0))
+
+
+def _draw_scale(axes: Axes, width_m: float) -> None:
+    """Draw a bar of 1, 2 or 5 times a power of ten, about a third of the width."""
+    rough = width_m / 3
+    power = 10.0 ** math.floor(math.log10(rough))
+    length = max(step * power for step in (1, 2, 5) if step * power <= rough * 1.0001)
+    unit, factor = next((u, f) for u, f in _UNITS if length < 1000 * f)
+    axes.plot(
+        [0.06, 0.06 + length / width_m], [0.06, 0.06], transform=axes.transAxes, color="white",
+        linewidth=2, solid_capstyle="butt", path_effects=_outline(3),
+    )  # fmt: skip
+    axes.text(
+        0.06, 0.09, f"{length / factor:g} {unit}", transform=axes.transAxes, color="white",
+        fontsize=7, va="bottom", path_effects=_outline(1.6),
+    )  # fmt: skip
+
+
+def _outline(width: float) -> list[patheffects.AbstractPathEffect]:
+    return [patheffects.withStroke(linewidth=width, foreground="black")]
+
+
+def _class_handles(classes: Sequence[str]) -> list[Patch]:
+    return [
+        Patch(facecolor=_colour(i), edgecolor="black", linewidth=0.4) for i in range(len(classes))
+    ]
+
+
+def _colour(i: int) -> str:
+    return CLASS_COLOURS[i % len(CLASS_COLOURS)]
+
+
+@styled
+def scan_answers(
+    examples: Mapping[str, Mapping[str, Example]], classes: Sequence[str], experiment: str
+) -> Sheet:
+    """Draw scans with a model's answers beside them, line by line.
+
+    Beside each scan the probabilities of all classes are stacked along the same axis of lines: at
+    the height of a line stands the latest answer given when that line had been measured.
+
+    Parameters
+    ----------
+    examples
+        Class → kind (`right`, `wrong`) → example.
+    classes
+        Classes, in the order of rows and colours.
+    experiment
+        Whose answers they are.
+    """
+    rows = [c for c in classes if examples.get(c)]
+    if not rows:
+        return message(f"No examples: {experiment} has none in the tables.")
+    kinds = ("right", "wrong")
+    figure = Sheet(DOUBLE, (8 + 41 * len(rows)) * MM)
+    grid = figure.body.subplots(len(rows), 2, squeeze=False)
+    for r, label in enumerate(rows):
+        for axes, kind in zip(grid[r], kinds, strict=True):
+            example = examples[label].get(kind)
+            if example is None:
+                axes.axis("off")
+                axes.text(0.5, 0.5, f"no scan of this class is {kind}", ha="center", color=GREY)
+                continue
+            _draw_scan(axes, example.picture)
+            lines = len(example.picture.x_LP)
+            beside = axes.inset_axes((1.06, 0, 1 / max(example.picture.aspect, 0.5), 1))
+            _draw_answers(beside, example, classes, lines)
+            axes.set_ylim(lines, 0)
+            axes.set_ylabel("Line")
+            axes.tick_params(axis="y", length=2)
+            verdict = "as labelled" if kind == "right" else f"taken for {example.predicted}"
+            axes.set_title(
+                f"{plain(example.label)}, {verdict}\n{plain(example.picture.title, 52)}", loc="left"
+            )
+    figure.body.suptitle(f"Answers of {plain(experiment)} while the scan runs")
+    figure.grow(7 * MM)
+    figure.body.legend(
+        _class_handles(classes), [plain(c) for c in classes], loc="outside lower center",
+        ncols=min(4, len(classes)),
+    )  # fmt: skip
+    return figure
+
+
+def _draw_answers(axes: Axes, example: Example, classes: Sequence[str], lines: int) -> None:
+    p_TC = example.answers[list(classes)].to_numpy(float)
+    seen = example.answers.index.to_numpy(float)
+    edge = np.zeros(len(seen))
+    for c in range(len(classes)):
+        # An answer given after line n stands until the next one.
+        axes.fill_betweenx(
+            np.append(seen, lines), np.append(edge, edge[-1]),
+            np.append(edge + p_TC[:, c], edge[-1] + p_TC[-1, c]), step="post",
+            facecolor=_colour(c), edgecolor="white", linewidth=0.3,
+        )  # fmt: skip
+        edge = edge + p_TC[:, c]
+    if seen[0] >= lines:
+        # A model with one answer gives it when the scan is over: shown as a strip at its end.
+        edge = np.zeros(1)
+        for c in range(len(classes)):
+            axes.barh(
+                lines * 0.96, p_TC[-1, c], left=edge[0], height=lines * 0.08,
+                color=_colour(c), edgecolor="white", linewidth=0.3,
+            )  # fmt: skip
+            edge = edge + p_TC[-1, c]
+    else:
+        axes.axhspan(0, seen[0], facecolor="none", edgecolor="#BBBBBB", hatch="////", linewidth=0)
+    if example.change_line is not None:
+        axes.axhline(example.change_line, color="black", linewidth=1, linestyle="--")
+    axes.set_ylim(lines, 0)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_yticks([])
+    axes.set_xlabel("Probability", labelpad=1)
+
+
+@styled
+def scans_by_class(
+    pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], columns: int = 6
+) -> Sheet:
+    """Draw a row of scans for each class.
+
+    Parameters
+    ----------
+    pictures
+        Class → scans; the first `columns` are shown.
+    classes
+        Classes, in the order of the rows.
+    columns
+        Scans in a row.
+    """
+    rows = [c for c in classes if pictures.get(c)]
+    if not rows:
+        return message("No labelled scans to show.")
+    figure = Sheet(DOUBLE, 30 * len(rows) * MM)
+    grid = figure.body.subplots(len(rows), columns, squeeze=False)
+    for r, label in enumerate(rows):
+        shown = list(pictures[label])[:columns]
+        for axes in grid[r, len(shown) :]:
+            axes.axis("off")
+        for axes, picture in zip(grid[r], shown, strict=False):
+            _draw_scan(axes, picture)
+            axes.set_yticks([])
+        grid[r, 0].set_ylabel(plain(label).replace("/", "/\n"))
+    return figure
+
+
+@styled
+def dataset_glance(manifest: pd.DataFrame, rejected: pd.DataFrame, classes: Sequence[str]) -> Sheet:
+    """Draw the classes, groups, sizes and exclusions of a data set.
+
+    Parameters
+    ----------
+    manifest, rejected
+        `manifest.csv` and `rejected.csv`.
+    classes
+        Classes, in the order of colours.
+    """
+    excluded = manifest["excluded"].fillna("")
+    used = manifest[(excluded == "") & manifest["label"].isin(list(classes))]
+    figure = Sheet(DOUBLE, 128 * MM)
+    upper, lower = figure.body.subfigures(2, 1, height_ratios=[1, 1.25], squeeze=False).flat
+    shares, sizes, reasons = upper.subplots(1, 3)
+
+    counts = used["label"].value_counts().reindex(list(classes)).fillna(0).to_numpy(float)
+    total = max(counts.sum(), 1)
+    _bars(
+        shares, [plain(c, 18).replace("/", "/\n") for c in classes], counts,
+        [f"{n:,.0f} ({n / total:.0%})" for n in counts], [_colour(i) for i in range(len(classes))],
+    )  # fmt: skip
+    shares.set_title("Scans used, by class", loc="left")
+
+    whole = manifest["lines"] >= manifest["planned_lines"]
+    size = manifest["planned_lines"].astype(str) + " × " + manifest["pixels"].astype(str)
+    kinds: pd.Series = (size + np.where(whole, "", ", aborted")).value_counts()
+    _bars(sizes, *_longest(kinds, 6), ["#8A8A8A"] * 7)
+    sizes.set_title("Scans read, by lines × pixels", loc="left")
+
+    why = excluded[excluded != ""].value_counts()
+    refused = rejected["reason"].fillna("").astype(str).str.split(":").str[0].value_counts()
+    why = pd.concat([why, refused.rename(lambda reason: f"refused: {reason}")])
+    if len(why):
+        _bars(reasons, *_longest(why, 7), ["#8A8A8A"] * 8)
+    else:
+        reasons.axis("off")
+        reasons.text(0, 0.9, "none", transform=reasons.transAxes, color=GREY)
+    reasons.set_title("Not used, by reason", loc="left")
+
+    axes = lower.subplots()
+    table = (
+        used.groupby(["group", "label"]).size().unstack(fill_value=0)
+        .reindex(columns=list(classes), fill_value=0).sort_index()
+    )  # fmt: skip
+    bottom = np.zeros(len(table))
+    place = np.arange(len(table))
+    for i, label in enumerate(classes):
+        height = table[label].to_numpy(float)
+        axes.bar(
+            place, height, 0.8, bottom=bottom, color=_colour(i), edgecolor="white", linewidth=0.4,
+            label=plain(label),
+        )  # fmt: skip
+        bottom = bottom + height
+    axes.set_ylabel("Scans used")
+    axes.set_xlim(-0.7, len(table) - 0.3)
+    axes.grid(axis="y")
+    if len(table) <= 45:
+        axes.set_xticks(place, [plain(g, 22) for g in table.index], rotation=90)
+        axes.tick_params(axis="x", length=0)
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(table)} groups, in the order of their names")
+    axes.set_title(f"Groups ({len(table)}) and their classes", loc="left")
+    axes.legend(loc="upper right", ncols=len(classes) if len(classes) <= 5 else 4)
+    axes.set_ylim(0, max(1.0, float(bottom.max(initial=0)) * 1.18))
+    return figure
+
+
+def _longest(counts: pd.Series, most: int) -> tuple[list[str], Floats, list[str]]:
+    """Return labels, values and texts of the `most` largest counts; the rest become one."""
+    ordered = counts.sort_values(ascending=False, kind="stable")
+    head = ordered.iloc[:most]
+    labels, values = [plain(k, 24) for k in head.index], list(head.to_numpy(float))
+    if len(ordered) > most:
+        labels.append(f"{len(ordered) - most} others")
+        values.append(float(ordered.iloc[most:].sum()))
+    return labels, np.array(values), [f"{v:,.0f}" for v in values]
+
+
+def _bars(
+    axes: Axes, labels: Sequence[str], values: Floats, texts: Sequence[str], colours: Sequence[str]
+) -> None:
+    place = np.arange(len(values))
+    axes.barh(place, values, 0.72, color=list(colours)[: len(values)])
+    for y, value, text in zip(place, values, texts, strict=True):
+        axes.annotate(text, (value, y), (2, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_yticks(place, list(labels))
+    axes.set_ylim(max(len(values), 4) - 0.4, -0.6)
+    axes.set_xlim(0, max(1.0, float(values.max(initial=0)) * 1.55))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+# ---------------------------------------------------------------------------- for the render stage
+
+
+def drawings(material: Material) -> list[Drawing]:
+    """Draw what is special to scans, for `scanbench.render`."""
+    experiment = _line_answering(material)
+    runs = [f"{experiment}/{run.name}/predictions.parquet" for run in material.runs[experiment]]
+    order = "in the order of acquisition: the line measured first is on top"
+    return [
+        Drawing(
+            name="dataset",
+            title="The data set at a glance",
+            caption="Classes, sizes and groups of the scans, and what was not used, by reason. "
+            "A group stands wholly in one part of each split.",
+            figure=dataset_glance(material.manifest, material.rejected, material.classes),
+            inputs=["scans/manifest.csv", "scans/rejected.csv"],
+        ),
+        Drawing(
+            name="scans",
+            title="Scans of each class",
+            caption="Scans from groups spread over the data set, picked by their place in it and "
+            f"not by hand, {order}. The median of each line is subtracted; grey spans the middle "
+            "98 % of the heights.",
+            figure=scans_by_class(_pictures_by_class(material), material.classes),
+            inputs=["store.h5", "scans/manifest.csv"],
+        ),
+        Drawing(
+            name="examples",
+            title="Right and wrong answers, line by line",
+            caption=f"The most confident right and wrong answer of {experiment} for each class. "
+            f"Scans stand {order}. Beside each are the probabilities (mean over seeds) of the "
+            "latest answer given when that line had been measured; hatched: no answer yet; dashed: "
+            "line of a known tip change.",
+            figure=scan_answers(_examples(material, experiment), material.classes, experiment),
+            inputs=[
+                "scores/examples.csv",
+                "scores/metrics.csv",
+                "store.h5",
+                "scans/manifest.csv",
+                *runs,
+            ],
+        ),
+    ]
+
+
+def _line_answering(material: Material) -> str:
+    """Return the experiment with examples that answers line by line and has the highest AUROC.
+
+    If none of those with examples answers before the end of a scan, the best of them is taken.
+    """
+    metrics = material.scores["metrics"]
+    known = set(material.scores["examples"]["experiment"]) & set(material.experiments)
+    macro = metrics[(metrics["class"] == "") & (metrics["metric"] == "auroc")]
+    steps = macro[macro["reading"] == "lines"].groupby("experiment").size()
+    final = macro[macro["reading"] == "scan"].set_index("experiment")["value"]
+    candidates = [name for name in material.experiments if name in known] or material.experiments
+    return max(candidates, key=lambda name: (steps.get(name, 0) > 1, float(final[name])))
+
+
+def _picture(material: Material, k: int) -> Picture:
+    """Return scan `k` of the store, in its physical aspect if that is known, else of its pixels."""
+    store = material.store
+    scan_id, seen = str(store.scan_id[k]), int(store.n_lines[k])
+    rows = material.manifest[material.manifest["scan_id"] == scan_id]
+    row = rows[["width_m", "height_m", "planned_lines", "pixels"]].astype(float).iloc[0]
+    width, height = float(row["width_m"]), float(row["height_m"])
+    known = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
+    whole = height / width if known else float(row["planned_lines"]) / float(row["pixels"])
+    return Picture(
+        x_LP=store.read([k])[0, :seen],
+        title=scan_id,
+        aspect=whole * seen / store.lines,
+        width_m=width if known else None,
+    )
+
+
+def _pictures_by_class(material: Material, number: int = 6) -> dict[str, list[Picture]]:
+    store = material.store
+    pictures = {}
+    for c, name in enumerate(material.classes):
+        mine = np.flatnonzero(store.label == c)
+        mine = mine[np.lexsort((store.scan_id[mine], store.group[mine]))]
+        # Whole scans first: an aborted one shows its class less well.
+        whole = mine[store.n_lines[mine] == store.lines]
+        mine = whole if len(whole) >= number else mine
+        chosen = mine[np.linspace(0, len(mine) - 1, min(number, len(mine))).astype(int)]
+        pictures[name] = [_picture(material, int(k)) for k in chosen]
+    return pictures
+
+
+def _examples(material: Material, experiment: str) -> dict[str, dict[str, Example]]:
+    listed = material.scores["examples"]
+    listed = listed[listed["experiment"] == experiment].drop_duplicates(["label", "kind"])
+    predictions = material.predictions(experiment)
+    store = material.store
+    examples: dict[str, dict[str, Example]] = {}
+    for row in listed.to_dict("records"):
+        k = int(store.index_of([row["scan_id"]])[0])
+        change = int(store.change_line[k])
+        examples.setdefault(row["label"], {})[row["kind"]] = Example(
+            picture=_picture(material, k),
+            label=row["label"],
+            predicted=row["predicted"],
+            answers=line_answers(predictions, row["scan_id"], material.classes),
+            change_line=change if change >= 0 else None,
+        )
+    return examples
