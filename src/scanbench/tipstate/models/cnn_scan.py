@@ -86,7 +86,9 @@ class Model(nn.Module):
         partial = bool((n_lines_B < x_BLP.shape[1]).any())  # masks cost time, whole scans need none
         if partial:
             x_BFLP = x_BFLP.masked_fill(_unmeasured(x_BFLP, n_rows_B), 0.0)
-        for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        for depth, (convolution, norm) in enumerate(
+            zip(self.convolutions, self.norms, strict=True)
+        ):
             x_BFLP = convolution(x_BFLP)
             if (depth + 1) % self.per_stage == 0:
                 # Pooled before the normalisation, which then has a quarter of the work.

@@ -1,8 +1,8 @@
 """`features`: logistic regression on statistics of scan lines.
 
-What a careful person would try before a network: some thirty numbers for each line, summed up over
-the lines that were measured, and a linear classifier on them. Shape suffixes: B batch, L scan lines,
-P pixels of a line, K statistics, Q summaries, F = K·Q features, C classes.
+What a careful person would try before a network: some thirty numbers for each line, summed up
+over the lines that were measured, and a linear classifier on them. Shape suffixes: B batch, L scan
+lines, P pixels of a line, K statistics, F features, C classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 #: Below this, a standard deviation means that a line or a feature is constant.
 TINY = 1e-6
-#: Summaries of a statistic over lines: mean, standard deviation and these quantiles; 1 is the maximum.
+#: A statistic is summed up by its mean, deviation and these quantiles over lines; 1: the maximum.
 QUANTILES = (0.1, 0.5, 0.9, 1.0)
 #: Scans whose features are computed at once in `fit`.
 CHUNK = 256
@@ -187,7 +187,10 @@ class Model(nn.Module):
         """Standardise the features and fit the regression; the same input gives the same result."""
         feature_NF = torch.cat(
             [
-                self.features(torch.from_numpy(x_NLP[i : i + CHUNK]), torch.from_numpy(n_lines_N[i : i + CHUNK]))
+                self.features(
+                    torch.from_numpy(x_NLP[i : i + CHUNK]),
+                    torch.from_numpy(n_lines_N[i : i + CHUNK]),
+                )
                 for i in range(0, len(x_NLP), CHUNK)
             ]
         ).double()
@@ -214,9 +217,7 @@ class Model(nn.Module):
 
     def features(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return the features of scans whose first `n_lines_B` lines were measured, [B, F]."""
-        own_BF = summarise(
-            line_statistics(x_BLP, self.options.lags, self.options.bands), n_lines_B
-        )
+        own_BF = summarise(line_statistics(x_BLP, self.options.lags, self.options.bands), n_lines_B)
         step_BF = summarise(step_statistics(x_BLP, self.options.max_shift), n_lines_B - 1)
         return torch.cat([own_BF, step_BF], dim=1)
 

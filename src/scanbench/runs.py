@@ -1,0 +1,149 @@
+"""A trained run on disk: its weights and what is needed to use them.
+
+`model.json` names the weights by their hash, so that files of two different trainings are never
+taken for one. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from scanbench.errors import UserError
+from scanbench.files import replacing, sha256_of, write_json
+
+SCHEMA_VERSION = 1
+WEIGHTS, META = "weights.safetensors", "model.json"
+#: What `model.json` must hold for the model to be used, and the type of each.
+REQUIRED: dict[str, type] = {
+    "study": str,
+    "model": str,
+    "options": dict,
+    "lines": int,
+    "pixels": int,
+    "scan_lines": int,
+    "classes": list,
+    "normalisation": str,
+    "training": dict,
+    "prior": list,
+    "fold": int,
+    "seed": int,
+    "weights_sha256": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model and the content of its `model.json`."""
+
+    model: nn.Module
+    meta: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the model's outputs."""
+        return self.meta["classes"]
+
+
+def build_model(
+    study: str, name: str, options: Mapping[str, Any], *, lines: int, pixels: int, classes: int
+) -> nn.Module:
+    """Return a new model of a study with random weights.
+
+    Raises
+    ------
+    UserError
+        If the model or an option does not exist, or a value is not possible.
+    """
+    registry = importlib.import_module(f"scanbench.{study}.models")
+    return registry.build(name, options, lines, pixels, classes)
+
+
+def resolved_options(study: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a model of a study, those not given at their defaults."""
+    return importlib.import_module(f"scanbench.{study}.models").resolved_options(name, options)
+
+
+def save_run(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write `weights.safetensors` and `model.json`; the latter last, as it names the former."""
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    with replacing(folder / WEIGHTS) as part:
+        safetensors.torch.save_file(contiguous, part)
+    known = {"schema_version": SCHEMA_VERSION, "weights_sha256": sha256_of(folder / WEIGHTS)}
+    write_json(folder / META, {**meta, **known})
+
+
+def load_run(folder: str | Path) -> Run:
+    """Return a trained model in evaluation mode, on the CPU, and what is known about it.
+
+    Raises
+    ------
+    UserError
+        If a file is missing, damaged, of another training, or does not fit the model's source.
+    """
+    folder = Path(folder)
+    meta = _read_meta(folder / META)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder / WEIGHTS}: no such file; train the run again")
+    if sha256_of(folder / WEIGHTS) != meta["weights_sha256"]:
+        raise UserError(
+            f"{folder / WEIGHTS}: does not match {META} (sha256); the file is damaged or of "
+            "another training: train the run again"
+        )
+    model = build_model(
+        meta["study"],
+        meta["model"],
+        meta["options"],
+        lines=meta["lines"],
+        pixels=meta["pixels"],
+        classes=len(meta["classes"]),
+    )
+    try:
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder / WEIGHTS}: does not fit model {meta['model']} ({reason}); its source "
+            "has changed since: train the run again"
+        ) from None
+    return Run(model=model.eval(), meta=meta)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name the folder of a trained run") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+    if not isinstance(meta, dict) or meta.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version is not {SCHEMA_VERSION}; train the run again")
+    for key, kind in REQUIRED.items():
+        if not isinstance(meta.get(key), kind):
+            raise UserError(f"{path}: {key} is missing or no {kind.__name__}; train the run again")
+    return meta
+
+
+def valid_answers(answer_lines: Sequence[int], lines: int, n_lines_B: Tensor) -> Tensor:
+    """Tell which answers a model gives about scans of `n_lines_B` measured lines, bool [B, T].
+
+    A model that answers at the end of the scan answers partial scans too; any other answers when
+    it has seen the lines it needs.
+    """
+    if list(answer_lines) == [lines]:
+        return torch.ones(len(n_lines_B), 1, dtype=torch.bool, device=n_lines_B.device)
+    return torch.tensor(answer_lines, device=n_lines_B.device) <= n_lines_B[:, None]
+
+
+def shortest_sample(answer_lines: Sequence[int], lines: int) -> int:
+    """Return how many lines a sample must have for the model to give an answer."""
+    return 1 if list(answer_lines) == [lines] else answer_lines[0]

@@ -1,0 +1,480 @@
+"""The train stage: one model, one fold, one seed, on training and validation scans only.
+
+Shape suffixes: N scans, B batch, L scan lines, P pixels of a line, T answers, C classes, O outputs
+of the model (the classes first).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
+
+from scanbench import provenance, sources
+from scanbench.augment import Augmentation, augment
+from scanbench.errors import UserError, did_you_mean
+from scanbench.files import canonical_json, replacing, sha256_of, write_json
+from scanbench.learning import (
+    Learner,
+    Settings,
+    accelerator,
+    device_name,
+    fit,
+    from_config,
+    resolve_precision,
+)
+from scanbench.runs import build_model, resolved_options, save_run, shortest_sample, valid_answers
+from scanbench.splits import read_split
+from scanbench.store import Store
+from scanbench.windows import WindowReader
+
+#: Scans of a part that fit are kept in memory; of a larger part, blocks of this size are. A
+#: constant, since the order of a larger part's samples depends on it.
+MEMORY_MB = 2048
+HISTORY = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_auroc",
+    "seconds",
+)
+
+
+class Batch(NamedTuple):
+    """Samples of a batch: heights [B, L, P], measured lines [B], labels [B]."""
+
+    x_BLP: Tensor
+    n_lines_B: Tensor
+    label_B: Tensor
+
+
+class SampleEpochs:
+    """The batches of a part for the training loop.
+
+    Parameters
+    ----------
+    reader
+        Gives the part's samples.
+    steps
+        Batches of an epoch; None: all. Where samples are shuffled, what is left out differs from
+        epoch to epoch.
+    shared
+        Whether several processes divide each batch between them, or each gets all.
+    """
+
+    def __init__(self, reader: WindowReader, *, steps: int | None, shared: bool) -> None:
+        self.reader, self.shared = reader, shared
+        self.steps = len(reader) if steps is None else steps
+
+    @classmethod
+    def all_of(cls, reader: WindowReader) -> Iterator[Batch]:
+        """Give all samples of a part, in batches."""
+        return cls(reader, steps=None, shared=False).epoch(0)
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Give the batches of an epoch, or this process's share of each."""
+        rank, world = 0, 1
+        if self.shared and torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for batch in islice(self.reader.epoch(epoch), self.steps):
+            # Each process needs a sample: where there are too few, some are repeated.
+            own = np.resize(np.arange(len(batch.x)), max(len(batch.x), world))[rank::world]
+            arrays = (batch.x, batch.n_lines, batch.label)
+            if world > 1:
+                arrays = tuple(array[own] for array in arrays)
+            yield Batch(*map(torch.from_numpy, arrays))
+
+
+def training_steps(reader: WindowReader, max_scans: int | None) -> int:
+    """Return the batches of a training epoch.
+
+    A last batch that is not full is left out, unless it is the only one: a few samples make a noisy
+    step, and a batch normalisation cannot do with one.
+    """
+    samples = len(reader.index)
+    if max_scans is not None:
+        # As many samples as so many scans have on average.
+        samples = min(samples, math.ceil(samples * max_scans / len(reader.scans)))
+    return max(samples // reader.batch_size, 1)
+
+
+class Classification(nn.Module):
+    """Cross-entropy of a model's answers, and the figures at its last one.
+
+    The loss of a sample is that of its last valid answer, or the mean over its valid answers. The
+    loss of a batch is the mean over its samples, weighted by the weights of their classes.
+
+    Parameters
+    ----------
+    answer_lines, lines
+        When the model answers, and the lines of a whole sample.
+    class_weights_C
+        Weight of each class in the loss.
+    settings
+        `answers` and `label_smoothing` count.
+    augmentation
+        How training samples are changed.
+    """
+
+    class_weights_C: Tensor
+
+    def __init__(
+        self,
+        answer_lines: list[int],
+        lines: int,
+        class_weights_C: np.ndarray,
+        settings: Settings,
+        augmentation: Augmentation,
+    ) -> None:
+        super().__init__()
+        self.answer_lines, self.lines = answer_lines, lines
+        self.settings, self.augmentation = settings, augmentation
+        self.register_buffer("class_weights_C", torch.tensor(class_weights_C, dtype=torch.float32))
+        # A NaN must show, not be left out; and validation is each process's own.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)
+        self.train_accuracy = MeanMetric(nan_strategy="disable")
+        classes = len(class_weights_C)
+        self.confusion = MulticlassConfusionMatrix(
+            classes, validate_args=False, sync_on_compute=False
+        )
+        self.auroc = MulticlassAUROC(
+            classes, average="none", validate_args=False, sync_on_compute=False
+        )
+
+    def augment(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a training batch changed at random."""
+        x_BLP = augment(batch.x_BLP, batch.n_lines_B, self.augmentation, generator)
+        return batch._replace(x_BLP=x_BLP)
+
+    def step(self, model: nn.Module, batch: Batch, stage: str) -> Tensor:
+        """Return the loss of a batch, and note the figures."""
+        logits_BTO = model(batch.x_BLP, batch.n_lines_B)
+        valid_BT = valid_answers(self.answer_lines, self.lines, batch.n_lines_B)
+        last_B = valid_BT.sum(1) - 1
+        final_BO = logits_BTO[torch.arange(len(last_B), device=last_B.device), last_B]
+        loss_B = self._losses(logits_BTO, valid_BT, final_BO, batch.label_B)
+        weight_B = self.class_weights_C[batch.label_B]
+        with torch.no_grad():
+            loss = self.train_loss if stage == "train" else self.val_loss
+            loss.update(loss_B, weight_B)
+            if stage == "train":
+                self.train_accuracy.update((final_BO.argmax(1) == batch.label_B).float())
+            else:
+                self.confusion.update(final_BO, batch.label_B)
+                self.auroc.update(final_BO.softmax(1), batch.label_B)
+        return (weight_B * loss_B).sum() / weight_B.sum()
+
+    def _losses(
+        self, logits_BTO: Tensor, valid_BT: Tensor, final_BO: Tensor, label_B: Tensor
+    ) -> Tensor:
+        """Return the unweighted loss of each sample, [B]."""
+        smoothing = self.settings.label_smoothing
+        if self.settings.answers == "last":
+            return F.cross_entropy(final_BO, label_B, reduction="none", label_smoothing=smoothing)
+        loss_BT = F.cross_entropy(
+            logits_BTO.transpose(1, 2),
+            label_B[:, None].expand(valid_BT.shape),
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        return loss_BT.where(valid_BT, 0.0).sum(1) / valid_BT.sum(1)
+
+    def figures(self, stage: str) -> dict[str, float]:
+        """Return loss and accuracy and, of the validation, balanced accuracy and macro AUROC.
+
+        Classes without a validation scan do not count in the last two.
+        """
+        loss = self.train_loss if stage == "train" else self.val_loss
+        figures = {"loss": float(loss.compute())}
+        loss.reset()
+        if stage == "train":
+            figures["accuracy"] = float(self.train_accuracy.compute())
+            self.train_accuracy.reset()
+            return figures
+        confusion_CC = self.confusion.compute().double()
+        self.confusion.reset()
+        count_C, right_C = confusion_CC.sum(1), confusion_CC.diag()
+        present_C = count_C > 0
+        figures["accuracy"] = float(right_C.sum() / count_C.sum())
+        figures["balanced_accuracy"] = float((right_C[present_C] / count_C[present_C]).mean())
+        auroc_C = self.auroc.compute()
+        # With one class only there is nothing to rank.
+        figures["auroc"] = float(auroc_C[present_C].mean()) if present_C.sum() > 1 else math.nan
+        self.auroc.reset()
+        return figures
+
+
+def class_weights(label_N: np.ndarray, classes: list[str], where: str) -> np.ndarray:
+    """Return n/(k·n_c) for each class c of k: rare classes count as much as frequent ones.
+
+    Raises
+    ------
+    UserError
+        If a class is absent.
+    """
+    count_C = np.bincount(label_N, minlength=len(classes))
+    for name, count in zip(classes, count_C, strict=True):
+        if count == 0:
+            raise UserError(
+                f"{where}: no training scan of class {name!r}, so it cannot be learned; split "
+                "again with fewer folds or another seed, or leave the class out of the labels"
+            )
+    return len(label_N) / (len(classes) * count_C)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came out of a training: history, best epoch (from 1), its weights, and how."""
+
+    rows: list[dict[str, float]]
+    best_epoch: int
+    weights: Mapping[str, Tensor]
+    device: str
+    precision: str
+
+
+def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
+    """Train one model on one fold with one seed, and write the run.
+
+    Writes `weights.safetensors`, `model.json`, `history.csv` and `train.json` into `out`. If the
+    process is killed, the same call goes on from the last epoch and ends with the same weights.
+
+    Parameters
+    ----------
+    spec
+        `study`, `name`, `model`, `options`, `normalisation`, `window` (None or `lines` and
+        `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`.
+    store, split
+        The data set and its division. Test scans are never read.
+    out
+        Folder of the run.
+
+    Raises
+    ------
+    UserError
+        If an input or a setting is wrong, or the loss is no longer finite.
+    """
+    started = time.time()
+    settings: Settings = from_config(Settings, spec["training"], "training")
+    augmentation: Augmentation = from_config(Augmentation, spec["augmentation"], "augmentation")
+    torch.set_num_threads(settings.num_threads)
+    out = Path(out)
+    with Store(store) as data:
+        where = f"{split}: fold {spec['fold']}"
+        parts = training_parts(data, split, spec["fold"])
+        label_N = data.label[parts["train"]].astype(np.int64)
+        _check_monitor(settings.monitor, data.label[parts["validation"]], where)
+        weights_C = class_weights(label_N, data.classes, where)
+        if not settings.class_weights:
+            weights_C = np.ones(len(data.classes))
+
+        lines = spec["window"]["lines"] if spec["window"] else data.lines
+        torch.manual_seed(spec["seed"])
+        model = build_model(
+            spec["study"],
+            spec["model"],
+            spec["options"],
+            lines=lines,
+            pixels=data.pixels,
+            classes=len(data.classes),
+        )
+        answer_lines: list[int] = model.answer_lines()  # type: ignore[operator]
+        readers = {
+            part: _reader(
+                data,
+                scans[data.n_lines[scans] >= shortest_sample(answer_lines, lines)],
+                spec,
+                settings,
+                shuffle=part == "train",
+            )
+            for part, scans in parts.items()
+        }
+        for part, reader in readers.items():
+            if not len(reader.index):
+                raise UserError(
+                    f"{where}: no {part} scan is long enough for {spec['model']}, which first "
+                    f"answers after {answer_lines[0]} lines; choose a smaller window"
+                )
+        task = Classification(answer_lines, lines, weights_C, settings, augmentation)
+        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model)
+        if hasattr(model, "fit"):
+            trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
+        else:
+            learner = Learner(
+                model,
+                task,
+                settings,
+                steps=training_steps(readers["train"], settings.max_scans),
+                seed=spec["seed"],
+            )
+            journal = fit(
+                learner,
+                SampleEpochs(readers["train"], steps=learner.steps, shared=True),
+                SampleEpochs(readers["validation"], steps=None, shared=False),
+                title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
+                checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
+                tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
+            )
+            if not journal.writes:
+                return
+            trained = Trained(
+                rows=journal.rows,
+                best_epoch=journal.best_epoch,
+                weights=journal.best_weights,
+                device=device_name(settings),
+                precision=resolve_precision(settings.precision, accelerator(settings)),
+            )
+        count_C = np.bincount(label_N, minlength=len(data.classes))
+        prior_C = count_C * weights_C / (count_C * weights_C).sum()
+        meta = {
+            **{key: spec[key] for key in ("study", "name", "model", "normalisation", "window")},
+            **{key: spec[key] for key in ("fold", "seed")},
+            "training": asdict(settings),
+            "augmentation": asdict(augmentation),
+            "options": resolved_options(spec["study"], spec["model"], spec["options"]),
+            "lines": lines,
+            "pixels": data.pixels,
+            "scan_lines": data.lines,
+            "classes": data.classes,
+            "class_counts": count_C.tolist(),
+            "class_weights": weights_C.tolist(),
+            "prior": prior_C.tolist(),
+            "best_epoch": trained.best_epoch,
+            "precision": trained.precision,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+    with (
+        replacing(out / "history.csv") as part,
+        part.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(trained.rows)
+    inputs = {"store": store, "split": split}
+    write_json(
+        out / "train.json",
+        provenance.record(
+            spec, inputs=inputs, started=started, seed=spec["seed"], device=trained.device
+        ),
+    )
+    save_run(out, trained.weights, meta)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    with suppress(OSError):  # other runs may have theirs there
+        checkpoints.parent.rmdir()
+
+
+def training_parts(data: Store, split: str | Path, fold: int) -> dict[str, np.ndarray]:
+    """Return where the scans of the training and validation parts stand in the store.
+
+    Raises
+    ------
+    UserError
+        If the split is damaged, of another store, or has no such fold.
+    """
+    folds = read_split(split, data)["folds"]
+    if not 0 <= fold < len(folds):
+        raise UserError(f"{split}: there is no fold {fold}, the folds are 0 to {len(folds) - 1}")
+    test = set(folds[fold]["test"])
+    parts = {}
+    for part in ("train", "validation"):
+        ids = folds[fold][part]
+        if not ids:
+            raise UserError(f"{split}: fold {fold}: the {part} part is empty; split again")
+        assert test.isdisjoint(ids), f"a test scan stands in the {part} part"
+        parts[part] = data.index_of(ids)
+        assert (data.label[parts[part]] >= 0).all(), f"a scan of the {part} part has no label"
+    return parts
+
+
+def _check_monitor(monitor: str, label_N: np.ndarray, where: str) -> None:
+    known = ("val_auroc", "val_balanced_accuracy", "val_loss")
+    if monitor not in known:
+        raise UserError(f"training.monitor: {monitor!r} is unknown; {did_you_mean(monitor, known)}")
+    if monitor != "val_loss" and len(np.unique(label_N)) < 2:
+        raise UserError(
+            f"{where}: all validation scans are of one class, so {monitor} tells nothing; split "
+            "again, or set training.monitor to val_loss"
+        )
+
+
+def _reader(
+    data: Store,
+    scans: np.ndarray,
+    spec: Mapping[str, Any],
+    settings: Settings,
+    *,
+    shuffle: bool,
+) -> WindowReader:
+    window = spec["window"] or {"lines": None, "stride": 1}
+    return WindowReader(
+        data,
+        scans,
+        window=window["lines"],
+        stride=window["stride"],
+        normalisation=spec["normalisation"],
+        batch_size=settings.batch_size,
+        shuffle=shuffle,
+        seed=spec["seed"],
+        memory_mb=MEMORY_MB,
+    )
+
+
+def _key(spec: Mapping[str, Any], data: Store, split: str | Path, model: nn.Module) -> str:
+    """Return a name for all that the weights depend on: no other run's state is taken up."""
+    files = sources.closure(__name__, type(model).__module__)
+    parts = [canonical_json(spec), data.sha256, sha256_of(split), torch.__version__]
+    parts += map(sha256_of, files)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _fit_at_once(
+    model: nn.Module,
+    task: Classification,
+    readers: Mapping[str, WindowReader],
+    weights_C: np.ndarray,
+    seed: int,
+) -> Trained:
+    """Fit a model that is not trained by gradient descent; its history has one row."""
+    started = time.perf_counter()
+    everything = Batch(*map(torch.cat, zip(*SampleEpochs.all_of(readers["train"]), strict=True)))
+    model.fit(*(part.numpy() for part in everything), weights_C, seed)  # type: ignore[operator]
+    row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
+    model.eval()
+    with torch.inference_mode():
+        for stage, part in (("train", "train"), ("val", "validation")):
+            for batch in SampleEpochs.all_of(readers[part]):
+                task.step(model, batch, stage)
+            row |= {f"{stage}_{key}": value for key, value in task.figures(stage).items()}
+    row["seconds"] = round(time.perf_counter() - started, 3)
+    return Trained(
+        rows=[row],
+        best_epoch=1,
+        weights=model.state_dict(),
+        device=provenance.processor(),
+        precision="fp32",
+    )
