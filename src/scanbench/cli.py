@@ -23,7 +23,7 @@ def simulate(args: Arguments) -> None:
     """Write a simulated H:Si(100) data set as Nanonis .sxm files."""
     from scanbench.tipstate.simulate import simulate
 
-    simulate(args.spec, args.out)
+    simulate({**args.spec, "workers": args.workers}, args.out)
 
 
 def fetch(args: Arguments) -> None:
@@ -43,6 +43,8 @@ def ingest(args: Arguments) -> None:
 
     found = ingest({**args.spec, "workers": args.workers}, args.folder, args.labels, args.out)
     for file, status, reason in found.inventory:
+        if args.quiet and status != "refused":
+            continue
         print(f"{status:8} {file}" + (f": {reason}" if reason else ""))
     print(f"{found.scans} scans in {found.groups} groups, {found.unlabelled} without label")
     for kind, counts in (("class", found.labels), ("excluded", found.excluded)):
@@ -147,12 +149,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run_command=run)
         return sub
 
-    command("simulate", simulate, "out")
+    simulated = command("simulate", simulate, "out")
     fetched = command("fetch", fetch, "out", spec=False)
     fetched.add_argument("--local", type=Path, help="a local clone, instead of downloading")
     read = command("ingest", ingest, "folder", "out")
     read.add_argument("--labels", type=Path, help="table of labels (CSV, TSV, XLSX)")
-    read.add_argument("--workers", type=int, default=1, help="processes that read files")
+    read.add_argument("--quiet", action="store_true", help="list only the files that are refused")
+    for sub in (simulated, read):
+        sub.add_argument("--workers", type=int, default=1, help="processes to use")
     command("convert", convert, "scans", "out")
     command("split", split, "store", "out")
     command("train", train, "store", "split", "weights")
@@ -168,6 +172,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 2 for a mistake that the user can mend."""
     args = parser().parse_args(argv)
+    if not sys.stderr.isatty():
+        # In a log, a progress bar need not move ten times a second.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         args.run_command(args)
     except UserError as error:

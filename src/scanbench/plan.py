@@ -64,16 +64,20 @@ def _study(config: Config) -> Any:
 
 
 def simulate_spec(config: Config, dataset: str) -> str:
-    """Return what simulating a data set depends on."""
-    return canonical_json(config["datasets"][dataset]["simulate"])
+    """Return what simulating a data set depends on, but for the number of processes."""
+    return canonical_json(_without_workers(config["datasets"][dataset]["simulate"]))
 
 
 def ingest_spec(config: Config, dataset: str) -> str:
     """Return what ingesting a data set depends on, but for the number of processes."""
     wanted = config["datasets"][dataset]
     policy = wanted["labels"] if wanted["source"] == "spm-toolbox" else None
-    options = {key: value for key, value in wanted["ingest"].items() if key != "workers"}
+    options = _without_workers(wanted["ingest"])
     return canonical_json({**options, "classes": classes(config, dataset), "labels": policy})
+
+
+def _without_workers(options: Config) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "workers"}
 
 
 def convert_spec(config: Config, dataset: str) -> str:

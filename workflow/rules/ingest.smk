@@ -14,10 +14,12 @@ rule simulate:
         dataset=datasets_from("simulate"),
     conda:
         "../../envs/scanbench.yaml"
+    threads: lambda wildcards: config["datasets"][wildcards.dataset]["simulate"]["workers"]
     params:
         spec=lambda wildcards: plan.simulate_spec(config, wildcards.dataset),
     shell:
-        "scanbench simulate --spec {params.spec:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench simulate --spec {params.spec:q} --workers {threads} {output:q}"
+        " 2>&1 | tee {log:q}"
 
 
 rule fetch:
@@ -60,5 +62,5 @@ rule ingest:
         source=lambda wildcards: plan.source_path(config, wildcards.dataset),
         labels=label_option,
     shell:
-        "scanbench ingest --spec {params.spec:q} --workers {threads} {params.labels:q}"
+        "scanbench ingest --quiet --spec {params.spec:q} --workers {threads} {params.labels:q}"
         " {params.source:q} {output:q} 2>&1 | tee {log:q}"

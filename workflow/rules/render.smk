@@ -1,0 +1,59 @@
+"""Figures, tables and the summary page of a comparison."""
+
+FIGURES = (
+    "dataset",
+    "scans",
+    "lines",
+    "differences",
+    "groups",
+    "roc",
+    "confusion",
+    "calibration",
+    "learning",
+    "examples",
+)
+
+
+rule render:
+    input:
+        scores="results/comparisons/{comparison}/scores",
+        runs=histories,
+        predictions=predictions,
+        scans=comparison_scans,
+        store=comparison_store,
+        split=comparison_split,
+        code=code("scanbench.render", f"scanbench.{config['study']}.figures"),
+    output:
+        **{
+            name: report(
+                f"results/comparisons/{{comparison}}/figures/{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="{comparison}",
+                labels={"result": name},
+            )
+            for name in FIGURES
+        },
+        summary=report(
+            "results/comparisons/{comparison}/summary.html",
+            caption="../report/summary.rst",
+            category="{comparison}",
+            labels={"result": "summary"},
+        ),
+        provenance="results/comparisons/{comparison}/render.json",
+        table=report(
+            "results/comparisons/{comparison}/tables/main.csv",
+            caption="../report/main.rst",
+            category="{comparison}",
+            labels={"result": "main table"},
+        ),
+    log:
+        "results/logs/render/{comparison}.log",
+    benchmark:
+        "results/benchmarks/render/{comparison}.tsv"
+    conda:
+        "../../envs/scanbench.yaml"
+    params:
+        spec=lambda wildcards: plan.render_spec(config, wildcards.comparison),
+    shell:
+        "scanbench render --spec {params.spec:q} {input.scores:q} {input.scans:q} {input.store:q}"
+        " {input.split:q} $(dirname {output.summary:q}) 2>&1 | tee {log:q}"
