@@ -216,5 +216,5 @@ def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDAr
                     if heights_LP.dtype != np.float32:
                         raise ValueError(f"{row.key} holds {heights_LP.dtype}, not float32")
                     yield heights_LP
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: broken shard ({error}); run ingest again") from error
