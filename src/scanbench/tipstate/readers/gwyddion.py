@@ -27,12 +27,15 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
     A field belongs to channel `Z` if its title says so or its unit is the metre. The only field of
     a file is taken whatever its title.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
+    content = path.read_bytes()
+    magic = content[:4]
     if magic == b"GWYO":
         raise refusal(path, "is a Gwyddion 1.x file (GWYO); open and save it with Gwyddion 2")
     if magic != b"GWYP":
         raise refusal(path, "is not a Gwyddion file")
+    # The library loops for ever on a text that does not end, as in a truncated file.
+    if _object_end(content, 4, len(content)) != len(content):
+        raise refusal(path, "has bytes after its end; is it damaged?")
     container = gwyfile.load(str(path))
     numbers = sorted(int(match[1]) for key in container if (match := _FIELD.fullmatch(key)))
     if not numbers:
@@ -72,6 +75,48 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
         )
         seen.add(direction)
     return scans
+
+
+_SIZES = {b"b": 1, b"c": 1, b"i": 4, b"q": 8, b"d": 8, b"C": 1, b"I": 4, b"Q": 8, b"D": 8}
+_DEEPEST = 50
+
+
+def _object_end(content: bytes, start: int, limit: int, depth: int = 0) -> int:
+    """Return where a serialised object ends; every part of it must end before `limit`.
+
+    An object is its name, NUL, a uint32 size and that many bytes of components: name, NUL, a type
+    letter and the value (Gwyddion user guide, "Gwyddion native data file format").
+    """
+    at = _text_end(content, start, limit) + 4
+    end = at + int.from_bytes(content[at - 4 : at], "little")
+    if end > limit or depth > _DEEPEST:
+        raise ValueError("an object does not end")
+    while at < end:
+        at = _text_end(content, at, end)
+        kind = content[at : at + 1]
+        at += 1
+        count = 1
+        if kind.isupper():
+            count = int.from_bytes(content[at : at + 4], "little")
+            at += 4
+        if kind in _SIZES:
+            at += count * _SIZES[kind]
+        elif kind in (b"s", b"S"):
+            for _ in range(count):
+                at = _text_end(content, at, end)
+        elif kind in (b"o", b"O"):
+            for _ in range(count):
+                at = _object_end(content, at, end, depth + 1)
+        else:
+            raise ValueError(f"unknown type {kind!r}")
+        if at > end:
+            raise ValueError("a value does not end")
+    return end
+
+
+def _text_end(content: bytes, start: int, limit: int) -> int:
+    """Return the place after the NUL that ends a text."""
+    return content.index(b"\0", start, limit) + 1
 
 
 def _unit(field: Any, key: str) -> str:
