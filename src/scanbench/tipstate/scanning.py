@@ -203,10 +203,10 @@ def simulate_scan(parameters: ScanParameters, rng: np.random.Generator) -> Simul
     height_LDP += _slow_noise(p, rng)
     height_LDP += rng.normal(scale=0.3 * p.noise, size=height_LDP.shape)
 
-    states = np.array([p.state, p.new_state or p.state])
-    state_L = states[new_LDP[:, 0, -1].astype(int)]
+    states = np.array([p.state, p.new_state or p.state, "defect"])
+    state_L = states[new_LDP[:, 1, -1].astype(int)]
     if p.unstable:
-        state_L[new_LDP[:, 0].any(1) != new_LDP[:, 0].all(1)] = "defect"
+        state_L[new_LDP.any((1, 2)) != new_LDP.all((1, 2))] = "defect"
     for values_LDP in (height_LDP, current_LDP):
         values_LDP[p.measured_lines :] = np.nan
     height_LDP *= ANGSTROM

@@ -27,8 +27,20 @@ from scanbench.tipstate.surface import HYDROGEN_SEPARATION, SurfaceParameters, T
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.tipstate.tip import CLASSES, draw_tip, resolution
 
-__all__ = ["ScanParameters", "SimulatedScan", "Spec", "simulate", "simulate_scan"]
+__all__ = [
+    "ScanParameters",
+    "ScanPlan",
+    "SimulatedScan",
+    "Spec",
+    "counts_of",
+    "draw_parameters",
+    "plan_scans",
+    "simulate",
+    "simulate_scan",
+]
 
+SEPARATIONS = (3.2, HYDROGEN_SEPARATION)
+"""Distance of the tunnelling centres of a dimer, Å, in a session: near the H, as bias decides."""
 DEFECTS = {"blunt": 0.45, "unstable": 0.2, "change": 0.35}
 """Shares of the ways in which a tip can be bad; ``blunt`` includes tips that draw ghosts."""
 
@@ -62,7 +74,7 @@ class Spec:
     adsorbates_per_nm2, dangling_per_nm2, missing_per_nm2
         Typical density of adsorbed clusters, dangling bonds and missing dimers.
     step_share
-        Share of scans wider than 8 nm that show a step.
+        Share of scans wider than 6 nm that show a step.
     repeat_share
         Chance that a scan repeats the spot and tip of an earlier one of its session and class.
     aborted_share
@@ -84,15 +96,15 @@ class Spec:
         }
     )
     seed: int = 0
-    width_nm: tuple[float, float] = (3.5, 25.0)
-    pixel_nm: float = 0.11
-    noise_pm: tuple[float, float] = (1.5, 8.0)
-    drift_nm_per_min: float = 0.1
+    width_nm: tuple[float, float] = (3.0, 16.0)
+    pixel_nm: float = 0.08
+    noise_pm: tuple[float, float] = (1.0, 6.0)
+    drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
-    gap_angstrom: tuple[float, float] = (3.4, 4.2)
-    adsorbates_per_nm2: float = 0.01
-    dangling_per_nm2: float = 0.01
-    missing_per_nm2: float = 0.01
+    gap_angstrom: tuple[float, float] = (3.2, 3.9)
+    adsorbates_per_nm2: float = 0.007
+    dangling_per_nm2: float = 0.007
+    missing_per_nm2: float = 0.007
     step_share: float = 0.15
     repeat_share: float = 0.3
     aborted_share: float = 0.03
@@ -109,21 +121,21 @@ class Spec:
             and sum(self.shares.values()) > 0,
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
+            "pixel_nm": self.pixel_nm > 0,
         }
         for name in ("width_nm", "noise_pm", "gap_angstrom"):
-            low, high = getattr(self, name)
-            checks[name] = 0 < low <= high
+            value = getattr(self, name)
+            checks[name] = len(value) == 2 and 0 < value[0] <= value[1]
         for name in ("repeat_share", "aborted_share", "step_share"):
             checks[name] = 0 <= getattr(self, name) <= 1
-        for name in ("drift_nm_per_min", "tilt_deg", "pixel_nm"):
+        for name in ("drift_nm_per_min", "tilt_deg"):
             checks[name] = getattr(self, name) >= 0
         for name in ("adsorbates_per_nm2", "dangling_per_nm2", "missing_per_nm2"):
             checks[name] = 0 <= getattr(self, name) <= 0.5
-        checks["pixel_nm"] = self.pixel_nm > 0
         for name, good in checks.items():
             if not good:
                 value = getattr(self, name)
-                raise UserError(f"simulate: {name}: {value!r} is wrong, see docs/simulation.md")
+                raise UserError(f"simulate: {name}: {value!r} is out of range (docs/simulation.md)")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spec:
@@ -132,23 +144,41 @@ class Spec:
         Raises
         ------
         UserError
-            If a key is unknown or a value out of range.
+            If a key is unknown, or a value of the wrong type or out of range.
         """
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UserError(
-                    f"simulate: unknown key {key!r}; known are {', '.join(sorted(known))}"
-                )
-        plain = dict(values)
-        for key in ("pixels", "lines", "width_nm", "noise_pm", "gap_angstrom"):
-            if key in plain:
-                value = plain[key]
-                plain[key] = tuple(value) if isinstance(value, list | tuple) else (value,)
-        for key in ("width_nm", "noise_pm", "gap_angstrom"):
-            if len(plain.get(key, (0, 0))) != 2:
-                raise UserError(f"simulate: {key}: {values[key]!r} must be a list of two numbers")
+        kinds = {f.name: f.type for f in fields(cls)}
+        plain: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in kinds:
+                known = ", ".join(sorted(kinds))
+                raise UserError(f"simulate: unknown key {key!r}; known are {known}")
+            plain[key] = tuple(value) if isinstance(value, list) else value
+            if not _fits(plain[key], str(kinds[key])):
+                raise UserError(f"simulate: {key}: {value!r} must be {_WORDS[str(kinds[key])]}")
         return cls(**plain)
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[float, float]": "a list of two numbers",
+    "Mapping[str, float]": "a number for each class",
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Tell whether a plain value is of a field's type; NaN and infinity are no numbers."""
+    match kind:
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return _fits(value, "int") or (isinstance(value, float) and math.isfinite(value))
+        case "Mapping[str, float]":
+            return isinstance(value, Mapping) and all(_fits(v, "float") for v in value.values())
+        case _:
+            of = "int" if "int" in kind else "float"
+            return isinstance(value, tuple) and all(_fits(item, of) for item in value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +202,18 @@ class _Session:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One scan to be made: `twin` is the scan whose spot and tip it has (often its own)."""
+class ScanPlan:
+    """One scan to be made.
+
+    Parameters
+    ----------
+    scan, session
+        Running numbers.
+    label
+        Class.
+    twin
+        The scan whose spot and tip this one has: an earlier one, or itself.
+    """
 
     scan: int
     session: int
@@ -182,10 +222,12 @@ class _Plan:
 
     @property
     def name(self) -> str:
+        """File stem, unique in the data set."""
         return f"scan-{self.scan:04d}"
 
     @property
     def group(self) -> str:
+        """Folder of the session."""
         return f"session-{self.session:03d}"
 
 
@@ -209,11 +251,11 @@ def counts_of(spec: Spec) -> dict[str, int]:
     return counts
 
 
-def _plan(spec: Spec) -> list[_Plan]:
+def plan_scans(spec: Spec) -> list[ScanPlan]:
     """Deal the classes to the sessions like cards, then shuffle each session."""
     rng = _rng(spec, 0)
     deck = [name for name, count in counts_of(spec).items() for _ in range(count)]
-    plans: list[_Plan] = []
+    plans: list[ScanPlan] = []
     for session in range(spec.sessions):
         hand = deck[session :: spec.sessions]
         rng.shuffle(hand)
@@ -222,7 +264,7 @@ def _plan(spec: Spec) -> list[_Plan]:
             scan = len(plans)
             repeated = label in earlier and rng.random() < spec.repeat_share
             twin = earlier[label] if repeated else scan
-            plans.append(_Plan(scan, session, label, twin))
+            plans.append(ScanPlan(scan, session, label, twin))
             earlier[label] = twin
     return plans
 
@@ -237,15 +279,16 @@ def _draw_session(spec: Spec, session: int) -> _Session:
     pixels = spec.pixels[pick]
     lines = int(rng.choice(spec.lines)) if spec.lines else pixels
     noise = _log_uniform(rng, *spec.noise_pm) / 100
-    low = _log_uniform(rng, *spec.width_nm)
+    narrowest, widest = spec.width_nm
+    middle = _log_uniform(rng, narrowest, widest)
     return _Session(
         angle=rng.uniform(0, math.pi),
-        separation=rng.uniform(3.0, HYDROGEN_SEPARATION),
+        separation=rng.uniform(*SEPARATIONS),
         noise=noise,
         flicker=noise * rng.uniform(0.5, 2),
         line_offset=noise * rng.uniform(0.2, 2),
         drift=tuple(rng.normal(scale=spec.drift_nm_per_min / 6, size=2).tolist()),
-        widths=(low, min(3 * low, max(spec.width_nm))),
+        widths=(max(narrowest, middle / 2), min(widest, 1.5 * middle)),
         pixels=pixels,
         lines=lines,
         line_time=_log_uniform(rng, 0.08, 0.5),
@@ -266,7 +309,10 @@ def _draw_scan(
     gap = rng.uniform(*spec.gap_angstrom)
 
     def tip(state: str) -> Tip:
-        return draw_tip(state, gap, angle, session.separation, rng)
+        try:
+            return draw_tip(state, gap, angle, session.separation, rng)
+        except ValueError as error:
+            raise UserError(f"simulate: gap_angstrom: {error}; lower it") from error
 
     lines, pixels = session.lines, session.pixels
     measured = lines
@@ -280,14 +326,14 @@ def _draw_scan(
         else:
             before, after = _different_states(rng)
             way = {"tip": tip(before), "state": before, "new_tip": tip(after), "new_state": after}
-            way["length_change"] = rng.normal(scale=0.5)
+            way["length_change"] = rng.normal(scale=0.5 if kind == "change" else 0.15)
         if kind == "unstable":
             way["unstable"] = True
         elif kind == "change":
             way["change_line"] = int(rng.uniform(0.15, 0.8) * measured)
             way["change_pixel"] = int(rng.integers(pixels))
     dirt = session.dirt * rng.lognormal(0.0, 0.5)
-    wide = width > 8
+    wide = width > 6
     return ScanParameters(
         label=label,
         **way,
@@ -330,7 +376,7 @@ def _different_states(rng: np.random.Generator) -> tuple[str, str]:
     return str(before), str(after)
 
 
-def draw_parameters(spec: Spec, plan: _Plan) -> ScanParameters:
+def draw_parameters(spec: Spec, plan: ScanPlan) -> ScanParameters:
     """Draw what a planned scan is made from; a repeat differs by where its frame lies."""
     session = _draw_session(spec, plan.session)
     parameters = _draw_scan(spec, session, plan.label, _rng(spec, 2, plan.twin))
@@ -345,7 +391,7 @@ def _shallow(parameters: ScanParameters) -> dict[str, Any]:
     return {f.name: getattr(parameters, f.name) for f in fields(parameters)}
 
 
-def _make(spec: Spec, plan: _Plan, folder: Path) -> tuple[_Plan, SimulatedScan]:
+def _make(spec: Spec, plan: ScanPlan, folder: Path) -> tuple[ScanPlan, SimulatedScan]:
     parameters = draw_parameters(spec, plan)
     scan = simulate_scan(parameters, _rng(spec, 4, plan.scan))
     p = parameters
@@ -393,7 +439,7 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
         If the spec is wrong.
     """
     checked = Spec.from_dict(spec)
-    plans = _plan(checked)
+    plans = plan_scans(checked)
     labels, truth, parameters = [], [], []
     with replacing_folder(out) as folder:
         for plan, scan in tqdm(
@@ -413,7 +459,9 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
         )
 
 
-def _made(spec: Spec, plans: list[_Plan], folder: Path) -> Iterable[tuple[_Plan, SimulatedScan]]:
+def _made(
+    spec: Spec, plans: list[ScanPlan], folder: Path
+) -> Iterable[tuple[ScanPlan, SimulatedScan]]:
     if spec.workers == 1:
         yield from map(_make, repeat(spec), plans, repeat(folder))
         return
@@ -421,7 +469,7 @@ def _made(spec: Spec, plans: list[_Plan], folder: Path) -> Iterable[tuple[_Plan,
         yield from pool.map(_make, repeat(spec), plans, repeat(folder))
 
 
-def _row(plan: _Plan, p: ScanParameters) -> dict[str, Any]:
+def _row(plan: ScanPlan, p: ScanParameters) -> dict[str, Any]:
     """Flatten the parameters of a scan; tips as JSON, lengths in Å."""
     row: dict[str, Any] = {
         "scan": plan.name,

@@ -30,9 +30,12 @@ LAYER = SILICON_CELL / 4
 DIMER_BOND = 2.4
 """Si-Si bond of a hydrogenated dimer, Å: 2.40 in theory (Northrup, Phys. Rev. B 44, 1419 (1991)),
 2.47 ± 0.02 by X-ray diffraction (Surf. Sci. 453, 18 (2000))."""
-HYDROGEN_SEPARATION = 3.4
-"""Distance of the two H of a dimer, Å: Si-H bonds of 1.50 Å, leaning outward by about 20°."""
+HYDROGEN_SEPARATION = 3.5
+"""Distance of the two H of a dimer, Å: Si-H bonds of 1.50 Å, leaning outward by some 20°, add a
+good 1.0 Å to the dimer bond."""
 
+BLOCK = 2**15
+"""Pairs of a tip position and an atom worked on at once."""
 NEGLIGIBLE = 1e-4
 """An atom that would carry less than this share of the current of the nearest one is left out."""
 
@@ -127,8 +130,8 @@ class SurfaceParameters:
     angle
         Direction across the rows, radians.
     separation
-        Distance of the tunnelling centres of a dimer, Å, between the Si (2.4) and the H (3.4):
-        it depends on the bias which of the two the tip sees.
+        Distance of the tunnelling centres of a dimer, Å: that of the Si (2.4) or of the H (3.5), or
+        between the two, as the bias decides.
     missing, dangling, adsorbates
         Density of missing dimers, dangling bonds (a lost H: bright) and adsorbed clusters.
     step
@@ -170,7 +173,7 @@ def make_surface(parameters: SurfaceParameters, radius: float) -> Surface:
         spread = rng.uniform(0.5, 2.0) * math.sqrt(atoms)
         cluster = np.empty((atoms, 3))
         cluster[:, :2] = rng.uniform(-radius, radius, 2) + rng.normal(scale=spread, size=(atoms, 2))
-        cluster[:, 2] = rng.uniform(0.5, 2.5) * atoms**0.3 * rng.uniform(0.6, 1.0, atoms)
+        cluster[:, 2] = rng.uniform(0.6, 2.2) * atoms**0.3 * rng.uniform(0.6, 1.0, atoms)
         clusters.append(cluster)
     adsorbates_N3 = np.concatenate(clusters)
 
@@ -230,14 +233,17 @@ def tunnelling_current(
         Height of the tip's foremost end (`Apex.height` 0) above the upper terrace's atoms.
     """
     x_N, y_N, z_N = (np.asarray(a, np.float32) for a in (x_N, y_N, z_N))
-    current_N = np.zeros(x_N.shape)
+    current_N = np.zeros(x_N.size)
     for apex in tip:
         centre_N = z_N + np.float32(apex.radius - apex.height)
         ax_N, ay_N = x_N + np.float32(apex.x), y_N + np.float32(apex.y)
         for lattice in surface.lattices:
             current_N += _lattice_current(lattice, apex, ax_N, ay_N, centre_N)
         reach = _reach(apex, centre_N)
-        for x, y, height in surface.adsorbates_N3.astype(np.float32):
+        atoms = surface.adsorbates_N3.astype(np.float32)
+        seen = (atoms[:, 0] > ax_N.min() - reach) & (atoms[:, 0] < ax_N.max() + reach)
+        seen &= (atoms[:, 1] > ay_N.min() - reach) & (atoms[:, 1] < ay_N.max() + reach)
+        for x, y, height in atoms[seen]:
             near = np.flatnonzero((np.abs(ax_N - x) < reach) & (np.abs(ay_N - y) < reach))
             squared = (ax_N[near] - x) ** 2 + (ay_N[near] - y) ** 2 + (centre_N[near] - height) ** 2
             current_N[near] += _decayed(squared, apex)
@@ -261,38 +267,50 @@ def _reach(apex: Apex, z_N: Floats) -> float:
 def _lattice_current(
     lattice: Lattice, apex: Apex, x_N: Floats, y_N: Floats, z_N: Floats
 ) -> NDArray[np.float64]:
-    """Sum over the atoms near each point: one vector operation per neighbour, not per point."""
+    """Sum over the K tunnelling centres near each of N points, in blocks that stay in the cache."""
     cos, sin = np.float32(math.cos(lattice.angle)), np.float32(math.sin(lattice.angle))
     u_N, v_N = x_N * cos + y_N * sin, y_N * cos - x_N * sin
     row_N = np.rint(u_N / np.float32(ROW_SPACING)).astype(np.int32)
     dimer_N = np.rint(v_N / np.float32(DIMER_SPACING)).astype(np.int32)
-    u_N -= row_N * np.float32(ROW_SPACING)  # now relative to the nearest dimer's middle
+    u_N -= row_N * np.float32(ROW_SPACING)  # now relative to the middle of the nearest dimer
     v_N -= dimer_N * np.float32(DIMER_SPACING)
 
     rows, dimers, _ = lattice.heights_RDS.shape
-    heights = lattice.heights_RDS.reshape(-1)
-    current_N = np.zeros(x_N.shape)
-    reach = _reach(apex, z_N)
-    far_u, far_v = math.ceil(reach / ROW_SPACING), math.ceil(reach / DIMER_SPACING)
-    column_N = [(dimer_N + (j + dimers // 2)) % dimers * 2 for j in range(-far_v, far_v + 1)]
-    for i in range(-far_u, far_u + 1):
-        index_N = (row_N + (i + rows // 2)) % rows * (dimers * 2)
-        for side in (0, 1):
-            u = i * ROW_SPACING + (side - 0.5) * lattice.separation
-            du2_N = (u_N - np.float32(u)) ** 2
-            for j in range(-far_v, far_v + 1):
-                v = j * DIMER_SPACING
-                # the nearest that this neighbour can be to any point of the cell around the origin
-                gap_u = max(0.0, abs(u) - ROW_SPACING / 2)
-                gap_v = max(0.0, abs(v) - DIMER_SPACING / 2)
-                if math.hypot(gap_u, gap_v) > reach:
-                    continue
-                height_N = heights[index_N + (column_N[j + far_v] + side)]
-                squared = (v_N - np.float32(v)) ** 2
-                squared += du2_N
-                squared += (z_N - height_N) ** 2
-                current_N += _decayed(squared, apex)
+    row_K, dimer_K, side_K = _neighbours(lattice, _reach(apex, z_N))
+    # wrapped around, so that a neighbour is a fixed step away in memory
+    pad_u, pad_v = int(row_K.max()), int(dimer_K.max())
+    padding = ((pad_u, pad_u), (pad_v, pad_v), (0, 0))
+    heights = np.pad(lattice.heights_RDS, padding, mode="wrap").reshape(-1)
+    stride = dimers + 2 * pad_v
+    site_N = (row_N + rows // 2) % rows * stride + (dimer_N + dimers // 2) % dimers
+    step_K1 = (((row_K + pad_u) * stride + dimer_K + pad_v) * 2 + side_K)[:, None]
+    u_K1 = (row_K * ROW_SPACING + (side_K - 0.5) * lattice.separation).astype(np.float32)[:, None]
+    v_K1 = (dimer_K * DIMER_SPACING).astype(np.float32)[:, None]
+    current_N = np.empty(x_N.shape)
+    block = max(1, BLOCK // len(row_K))
+    for start in range(0, x_N.size, block):
+        part = slice(start, start + block)
+        height_KN = heights[2 * site_N[part] + step_K1]
+        squared_KN = (z_N[part] - height_KN) ** 2
+        squared_KN += (u_N[part] - u_K1) ** 2
+        squared_KN += (v_N[part] - v_K1) ** 2
+        current_N[part] = _decayed(squared_KN, apex).sum(axis=0)
     return current_N
+
+
+def _neighbours(lattice: Lattice, reach: float) -> tuple[NDArray[np.int32], ...]:
+    """Return row, dimer and side, each [K], of the centres that matter in cell (0, 0)."""
+    far_u, far_v = math.ceil(reach / ROW_SPACING), math.ceil(reach / DIMER_SPACING)
+    row, dimer, side = np.meshgrid(
+        np.arange(-far_u, far_u + 1, dtype=np.int32),
+        np.arange(-far_v, far_v + 1, dtype=np.int32),
+        np.arange(2, dtype=np.int32),
+        indexing="ij",
+    )
+    across = np.abs(row * ROW_SPACING + (side - 0.5) * lattice.separation) - ROW_SPACING / 2
+    along = np.abs(dimer * DIMER_SPACING) - DIMER_SPACING / 2
+    near = np.hypot(np.maximum(across, 0), np.maximum(along, 0)) <= reach
+    return row[near], dimer[near], side[near]
 
 
 def constant_current_height(
@@ -339,6 +357,7 @@ def unit_cell(across: int = 24, along: int = 8) -> tuple[NDArray[np.float64], ND
 
 
 def _setpoint(tip: Tip, gap: float, separation: float) -> float:
-    u, v = unit_cell()
-    current = tunnelling_current(perfect_surface(0.0, separation), tip, u, v, np.full(u.shape, gap))
-    return float(current.mean())
+    u, v = (points.ravel() for points in unit_cell())
+    return float(
+        tunnelling_current(perfect_surface(0.0, separation), tip, u, v, np.full(u.size, gap)).mean()
+    )

@@ -23,7 +23,7 @@ from scanbench.tipstate.surface import (
 
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 
-ATOM_SPLIT = 0.008
+ATOM_SPLIT = 0.015
 """Both atoms of a dimer show if the saddle between them is at least this deep, Å."""
 ATOM_BALANCE = 0.35
 """… and the lower one rises at least this share of the higher one above the deepest trough."""
@@ -124,8 +124,8 @@ def resolution(tip: Tip, gap: float, angle: float = 0.0, separation: float = 3.0
 
 
 def _share(apex: Apex, gap: float, separation: float) -> float:
-    u, v = unit_cell(across=6, along=3)
-    z = np.full(u.shape, gap)
+    u, v = (points.ravel() for points in unit_cell(across=6, along=3))
+    z = np.full(u.size, gap)
     return float(tunnelling_current(perfect_surface(0.0, separation), (apex,), u, v, z).mean())
 
 
@@ -154,12 +154,17 @@ def draw_tip(
         As in `resolution`.
     rng
         The source of chance.
+
+    Raises
+    ------
+    ValueError
+        If no tip is: even a single atom resolves little across a wide gap.
     """
-    for _ in range(10_000):
+    for _ in range(200):
         tip = _any_tip(*_WORTH_TRYING[state], rng)
         if resolution(tip, gap, angle, separation).state == state:
             return tip
-    raise AssertionError(f"no tip in state {state!r} at a gap of {gap:.1f} Å")
+    raise ValueError(f"no tip in state {state!r} at a gap of {gap:.1f} Å")
 
 
 def _any_tip(sharpest: float, bluntest: float, further: float, rng: np.random.Generator) -> Tip:
