@@ -166,11 +166,12 @@ def save(
     """
     paths = {}
     with matplotlib.style.context(STYLE, after_reset=True):
-        if figure.get_layout_engine() is not None:
+        engine = figure.get_layout_engine()
+        if engine is not None:
             # The first pass sizes body and foot, the second what stands in them; then it is fixed,
             # so that every format (and every later saving) shows the same picture.
-            figure.draw_without_rendering()
-            figure.draw_without_rendering()
+            engine.execute(figure)
+            engine.execute(figure)
             figure.set_layout_engine("none")
         for form in formats:
             paths[form] = folder / f"{name}.{form}"

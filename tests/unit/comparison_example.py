@@ -17,6 +17,10 @@ import pandas as pd
 
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 LINES = 32
+PAIRS = (
+    "experiment_a", "experiment_b", "reading", "metric", "difference", "low", "high", "p", "p_holm",
+    "seeds", "groups", "scans",
+)  # fmt: skip
 GROUP_METRICS = ("auroc", "balanced_accuracy", "accuracy")
 NAMES = ("majority", "cnn-scan", "lrcn-w20", "causal-full")
 LONG_NAMES = (
@@ -268,7 +272,9 @@ def write(
         "metrics": metrics, "pairs": pairs, "roc": roc, "confusion": confusion,
         "calibration": calibration, "groups": by_group, "examples": examples,
     }.items():  # fmt: skip
-        pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
+        pd.DataFrame(rows, columns=PAIRS if name == "pairs" else None).to_csv(
+            tables / f"{name}.csv", index=False
+        )
     (tables / "evaluate.json").write_text(
         json.dumps(
             {

@@ -6,6 +6,7 @@ Legend of shapes: L lines (slow axis, the first measured on top), P pixels, C cl
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from scanbench.plotting import (
     CLASS_COLOURS,
@@ -188,29 +190,32 @@ def scan_answers(
     rows = [c for c in classes if examples.get(c)]
     if not rows:
         return message(f"No examples: {experiment} has none in the tables.")
-    kinds = ("right", "wrong")
-    figure = Sheet(DOUBLE, (8 + 41 * len(rows)) * MM)
-    grid = figure.body.subplots(len(rows), 2, squeeze=False)
+    figure = Sheet(DOUBLE, (14 + 51 * len(rows)) * MM)
+    grid = figure.body.subplots(len(rows), 4, squeeze=False)
     for r, label in enumerate(rows):
-        for axes, kind in zip(grid[r], kinds, strict=True):
+        for pair, kind in ((grid[r, :2], "right"), (grid[r, 2:], "wrong")):
             example = examples[label].get(kind)
             if example is None:
-                axes.axis("off")
-                axes.text(0.5, 0.5, f"no scan of this class is {kind}", ha="center", color=GREY)
+                for axes in pair:
+                    axes.axis("off")
+                pair[0].text(0, 0.5, f"{plain(label)}: no scan {kind}", color=GREY)
                 continue
-            _draw_scan(axes, example.picture)
-            lines = len(example.picture.x_LP)
-            beside = axes.inset_axes((1.06, 0, 1 / max(example.picture.aspect, 0.5), 1))
-            _draw_answers(beside, example, classes, lines)
-            axes.set_ylim(lines, 0)
-            axes.set_ylabel("Line")
-            axes.tick_params(axis="y", length=2)
-            verdict = "as labelled" if kind == "right" else f"taken for {example.predicted}"
-            axes.set_title(
-                f"{plain(example.label)}, {verdict}\n{plain(example.picture.title, 52)}", loc="left"
+            scan, answers = pair
+            _draw_scan(scan, example.picture)
+            _draw_answers(answers, example, classes, len(example.picture.x_LP))
+            # Both boxes are as wide as each other, so their lines stand side by side.
+            for axes in pair:
+                axes.set_aspect("auto")
+                axes.set_box_aspect(max(example.picture.aspect, 0.25))
+            scan.set_ylabel("Scan line")
+            scan.tick_params(axis="y", length=2)
+            scan.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            verdict = "right" if kind == "right" else f"taken for {plain(example.predicted)}"
+            scan.set_title(
+                f"{plain(example.label)}: {verdict}\n{plain(example.picture.title, 48)}", loc="left"
             )
+            answers.set_xlabel("Probability", labelpad=1)
     figure.body.suptitle(f"Answers of {plain(experiment)} while the scan runs")
-    figure.grow(7 * MM)
     figure.body.legend(
         _class_handles(classes), [plain(c) for c in classes], loc="outside lower center",
         ncols=min(4, len(classes)),
@@ -247,7 +252,6 @@ def _draw_answers(axes: Axes, example: Example, classes: Sequence[str], lines: i
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_yticks([])
-    axes.set_xlabel("Probability", labelpad=1)
 
 
 @styled
@@ -340,14 +344,18 @@ def dataset_glance(manifest: pd.DataFrame, rejected: pd.DataFrame, classes: Sequ
     axes.set_xlim(-0.7, len(table) - 0.3)
     axes.grid(axis="y")
     if len(table) <= 45:
-        axes.set_xticks(place, [plain(g, 22) for g in table.index], rotation=90)
+        names = [plain(g, 22) for g in table.index]
+        fits = max(map(len, names), default=0) * len(names) < 110
+        axes.set_xticks(place, names, rotation=0 if fits else 90)
         axes.tick_params(axis="x", length=0)
     else:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(table)} groups, in the order of their names")
     axes.set_title(f"Groups ({len(table)}) and their classes", loc="left")
-    axes.legend(loc="upper right", ncols=len(classes) if len(classes) <= 5 else 4)
-    axes.set_ylim(0, max(1.0, float(bottom.max(initial=0)) * 1.18))
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, columnspacing=1.4,
+        ncols=len(classes) if len(classes) <= 5 else 4,
+    )  # fmt: skip
     return figure
 
 
@@ -355,7 +363,8 @@ def _longest(counts: pd.Series, most: int) -> tuple[list[str], Floats, list[str]
     """Return labels, values and texts of the `most` largest counts; the rest become one."""
     ordered = counts.sort_values(ascending=False, kind="stable")
     head = ordered.iloc[:most]
-    labels, values = [plain(k, 24) for k in head.index], list(head.to_numpy(float))
+    labels = [textwrap.fill(plain(k, 44), 24) for k in head.index]
+    values = list(head.to_numpy(float))
     if len(ordered) > most:
         labels.append(f"{len(ordered) - most} others")
         values.append(float(ordered.iloc[most:].sum()))
@@ -409,7 +418,7 @@ def drawings(material: Material) -> list[Drawing]:
             caption=f"The most confident right and wrong answer of {experiment} for each class. "
             f"Scans stand {order}. Beside each are the probabilities (mean over seeds) of the "
             "latest answer given when that line had been measured; hatched: no answer yet; dashed: "
-            "line of a known tip change.",
+            "line of a known tip change. Scans aborted very early are drawn taller than they are.",
             figure=scan_answers(_examples(material, experiment), material.classes, experiment),
             inputs=[
                 "scores/examples.csv",

@@ -1,0 +1,124 @@
+"""The render stage on a whole made-up comparison."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from comparison_example import CLASSES, NAMES, write
+
+from scanbench import plotting
+from scanbench.errors import UserError
+from scanbench.files import sha256_of
+from scanbench.render import render
+from scanbench.tipstate.figures import line_answers
+
+FIGURES = {
+    "calibration", "confusion", "dataset", "differences", "examples", "groups", "learning",
+    "lines", "roc", "scans",
+}  # fmt: skip
+TABLES = {"audit", "classes", "exclusions", "main", "pairs", "split"}
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("comparison")
+    arguments = write(folder, NAMES[1:], hostile=HOSTILE, seeds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # PNG is the slow one, and test_plotting saves all three.
+        patch.setattr(plotting.save, "__defaults__", (("svg", "pdf"),))
+        render(**arguments, out=folder / "out")
+    return arguments, folder / "out"
+
+
+def test_every_promised_file_is_there(made: tuple[dict[str, Any], Path]) -> None:
+    _, out = made
+    assert {p.stem for p in (out / "figures").glob("*.svg")} == FIGURES
+    assert {p.stem for p in (out / "figures").glob("*.pdf")} == FIGURES
+    for form in ("csv", "md", "tex"):
+        assert {p.stem for p in (out / "tables").glob(f"*.{form}")} == TABLES
+
+
+def test_each_figure_names_the_files_it_was_made_from(made: tuple[dict[str, Any], Path]) -> None:
+    arguments, out = made
+    record = json.loads((out / "render.json").read_text())
+    assert set(record["figures"]) == FIGURES
+    roc = record["figures"]["roc"]
+    assert roc == {"scores/roc.csv": sha256_of(arguments["scores"] / "roc.csv")}
+    assert record["figures"]["scans"]["store.h5"] == sha256_of(arguments["store"])
+
+
+def test_nothing_made_holds_a_path_of_the_machine(made: tuple[dict[str, Any], Path]) -> None:
+    _, out = made
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert str(out.parent).encode() not in path.read_bytes(), path
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(made: tuple[dict[str, Any], Path]) -> None:
+    _, out = made
+    page = (out / "summary.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(s.startswith(("data:image/svg+xml;base64,", "#")) for s in sources)
+
+
+def test_the_page_says_what_must_not_be_missed(made: tuple[dict[str, Any], Path]) -> None:
+    arguments, out = made
+    page = (out / "summary.html").read_text(encoding="utf-8")
+    assert "Simulated data" in page
+    assert arguments["spec"]["attribution"] in page
+    assert "There are only 6 test groups." in page
+    for reason in ("tie", "below threshold", "truncated", "1 near-duplicate"):
+        assert reason in page
+
+
+def test_the_main_table_holds_the_numbers_of_the_evaluation(
+    made: tuple[dict[str, Any], Path],
+) -> None:
+    arguments, out = made
+    metrics = pd.read_csv(arguments["scores"] / "metrics.csv")
+    rows = metrics[(metrics["reading"] == "scan") & metrics["class"].isna()]
+    main = pd.read_csv(out / "tables" / "main.csv").set_index("experiment")
+    for row in rows[rows["metric"] == "balanced_accuracy"].itertuples():
+        assert main.loc[row.experiment, "balanced_accuracy"] == pytest.approx(row.value, rel=1e-5)
+        assert main.loc[row.experiment, "balanced_accuracy_low"] == pytest.approx(row.low, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"),
+    [
+        (lambda a: (a["scores"] / "roc.csv").unlink(), "roc.csv: no such file"),
+        (lambda a: (a["scores"] / "roc.csv").write_text("x,y\n1,2\n"), "column 'experiment'"),
+        (lambda a: (a["split"]).write_text("{"), "split.json: not JSON"),
+        (lambda a: a["spec"].pop("simulated"), "key 'simulated'"),
+        (lambda a: a["spec"].update(experiments=["nobody"]), "no rows of 'nobody'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_record(
+    tmp_path: Path, break_it: Any, named: str
+) -> None:
+    arguments = write(tmp_path, ("causal-full",), seeds=1, per_group=10)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "render.json").write_text("{}")
+    break_it(arguments)
+    with pytest.raises(UserError, match=re.escape(named)) as caught:
+        render(**arguments, out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert named.startswith("key") or not (tmp_path / "out" / "render.json").exists()
+
+
+def test_where_windows_overlap_the_one_that_saw_more_answers() -> None:
+    table = pd.DataFrame(
+        {"scan_id": "s", "seed": 0, "first_line": [10, 0, 0], "lines_seen": [20, 20, 5],
+         **{f"p_{c}": [float(c == k) for k in (CLASSES[0], CLASSES[1], CLASSES[2])]
+            for c in CLASSES}}
+    )  # fmt: skip
+    answers = line_answers(table, "s", CLASSES)
+    assert list(answers.index) == [5, 20]
+    assert answers.loc[20, CLASSES[1]] == 1
