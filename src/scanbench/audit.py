@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 PAIRS_OF_PARTS = (("train", "test"), ("train", "validation"), ("validation", "test"))
 EXAMPLES = 5
 
-_SIZE = 32  # lines and pixels of the low-passed scans
+_SIZE = 24  # lines and pixels of the low-passed scans
 _LEAST_LINES = _SIZE // 8  # an overlap of fewer lines proves nothing
 _CHUNK = 1024  # scans that are correlated with as many others in one matrix product
 
@@ -52,8 +52,8 @@ def audit(
     -------
     list of dict
         One row for each fold and pair of parts: `fold`, `parts` (such as `train/test`),
-        `shared_groups` (names), `shared_files` (source files with scans in both), `exact_duplicates`
-        (pairs of equal scans), `near_duplicates` (pairs, exact ones included),
+        `shared_groups` (names), `shared_files` (number of source files with scans in both),
+        `exact_duplicates` (pairs of equal scans), `near_duplicates` (pairs, exact ones included),
         `near_duplicate_scans` (scans of the second part with one in the first), `pairs` (pairs
         compared) and `examples` ([scan of the first part, of the second, correlation], strongest
         first).
@@ -138,7 +138,8 @@ def near_duplicates(
         itself = a is b
         best_AB = correlation_over_shifts(low_NHW[a], low_NHW[b], lines_a, lines_b, itself)
         if itself:
-            best_AB = np.triu(np.maximum(best_AB, best_AB.T), k=1)
+            best_AB = np.maximum(best_AB, best_AB.T)
+            best_AB[np.tril_indices(len(a))] = -np.inf  # each pair once, and no scan with itself
         in_a, in_b = np.nonzero(best_AB >= threshold)
         found.append((a[in_a], b[in_b], best_AB[in_a, in_b]))
     if not found:
@@ -156,7 +157,7 @@ def low_passed(store: Store, scans: IntArray) -> tuple[FloatArray, IntArray]:
     -------
     tuple of ndarray
         float32 [n, H, W] of mean square 1 over the measured lines, 0 past them; and the measured
-        lines [n] at this size. H and W are 32, or the store's size if that is smaller.
+        lines [n] at this size. H and W are 24, or the store's size if that is smaller.
     """
     height, width = min(_SIZE, store.lines), min(_SIZE, store.pixels)
     down_HL = area_weights(store.lines, height).toarray().astype(np.float32)
@@ -202,7 +203,8 @@ def correlation_over_shifts(
         float32 [A, B], at least −1; −1 where no shift leaves enough overlap.
     """
     best_AB = np.full((len(a_AHW), len(b_BHW)), -1, np.float32)
-    for rows_a, rows_b, columns_a, columns_b in _overlaps(*a_AHW.shape[1:], lines_a, lines_b, half):
+    _, height, width = a_AHW.shape
+    for rows_a, rows_b, columns_a, columns_b in _overlaps(height, width, lines_a, lines_b, half):
         a_AK = _unit(a_AHW[:, rows_a, columns_a])
         b_BK = _unit(b_BHW[:, rows_b, columns_b])
         np.maximum(best_AB, a_AK @ b_BK.T, out=best_AB)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,11 @@ from tqdm import tqdm
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.resample import fill_missing, resample
+from scanbench.scans import iterate_heights, read_manifest
 from scanbench.store import (
     SCHEMA_VERSION,
     FloatArray,
     empty_statistics,
-    first_line,
     line_statistics,
     sha256_of_scan,
 )
@@ -35,8 +34,6 @@ LARGEST = 1e30
 
 _BLOCK = 64  # scans written at once
 _LIBVER = ("v110", "v110")  # checksummed metadata; read by every HDF5 since 1.10 (2016)
-_MANIFEST_TEXTS = ("scan_id", "group", "sha256", "shard", "key", "unit", "label", "excluded")
-_MANIFEST_NUMBERS = ("lines", "pixels", "planned_lines")
 
 
 def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None:
@@ -67,17 +64,16 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
         if not isinstance(options[key], int) or options[key] < 1:
             raise UserError(f"convert: {key} is {options[key]!r}; give a whole number above 0")
 
-    manifest = _read_manifest(scans / MANIFEST)
+    manifest = _checked_manifest(scans)
     classes = _classes(manifest, options["classes"], scans / MANIFEST)
     n, lines, pixels = len(manifest), options["lines"], options["pixels"]
-    shards = sorted(manifest["shard"].unique())
-    inputs = {name: sha256_of(_shard_path(scans, name)) for name in shards}
-    inputs[MANIFEST] = sha256_of(scans / MANIFEST)
+    inputs = {name: sha256_of(scans / name) for name in (MANIFEST, *manifest["shard"].unique())}
 
     label = np.array([classes.index(name) if name else -1 for name in manifest["label"]], np.int16)
     label[manifest["excluded"].to_numpy() != ""] = -1
-    n_lines = manifest["lines"].to_numpy() * lines // manifest["planned_lines"].to_numpy()
-    change = manifest["change_line"].to_numpy() * lines // manifest["planned_lines"].to_numpy()
+    planned = manifest["planned_lines"].to_numpy()
+    n_lines = manifest["lines"].to_numpy() * lines // planned
+    change = manifest["change_line"].fillna(-1).to_numpy(np.int64) * lines // planned
     change = np.where((change < 0) | (change >= n_lines), -1, change)
 
     with replacing(out) as part, h5py.File(part, "w", libver=_LIBVER) as file:
@@ -104,9 +100,9 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
             **hdf5plugin.Bitshuffle(cname="lz4"),
         )
         statistics = empty_statistics(n, lines)
-        scan_sha256 = []
-        for first, block_NLP in _resampled_blocks(manifest, scans, n_lines, lines, pixels):
-            rows = slice(first, first + len(block_NLP))
+        scan_sha256: list[str] = []
+        for block_NLP in _resampled_blocks(manifest, scans, lines, pixels):
+            rows = slice(len(scan_sha256), len(scan_sha256) + len(block_NLP))
             heights[rows] = block_NLP
             for name, values in line_statistics(block_NLP, n_lines[rows]).items():
                 statistics[name][rows] = values
@@ -126,54 +122,29 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
 
 
 def _resampled_blocks(
-    manifest: pd.DataFrame,
-    scans: Path,
-    n_lines: NDArray[np.int64],
-    lines: int,
-    pixels: int,
-) -> Iterator[tuple[int, FloatArray]]:
-    """Yield (first row, heights [≤ _BLOCK, lines, pixels]) in the manifest's order."""
-    shard: Any = None
-    open_name = None
-    try:
-        progress = tqdm(total=len(manifest), desc="convert", unit="scan", mininterval=0.5)
-        for first in range(0, len(manifest), _BLOCK):
-            rows: list[Any] = list(manifest.iloc[first : first + _BLOCK].itertuples(index=False))
-            block_NLP = np.zeros((len(rows), lines, pixels), "<f4")
-            for k, row in enumerate(rows):
-                if row.shard != open_name:
-                    if shard is not None:
-                        shard.close()
-                    shard, open_name = _open_shard(scans / row.shard), row.shard
-                x_LP = _scan_of(shard, scans / row.shard, row)
-                kept = n_lines[first + k]
-                block_NLP[k, :kept] = resample(x_LP, row.planned_lines, lines, pixels)
-                progress.update()
-            yield first, block_NLP
-        progress.close()
-    finally:
-        if shard is not None:
-            shard.close()
+    manifest: pd.DataFrame, scans: Path, lines: int, pixels: int
+) -> Iterator[FloatArray]:
+    """Yield heights [≤ _BLOCK, lines, pixels] in the manifest's order, 0 past measured lines."""
+    rows: list[Any] = list(manifest.itertuples())
+    heights = iterate_heights(scans, manifest)
+    with tqdm(total=len(rows), desc="convert", unit="scan", mininterval=0.5) as progress:
+        for first in range(0, len(rows), _BLOCK):
+            block = rows[first : first + _BLOCK]
+            block_NLP = np.zeros((len(block), lines, pixels), "<f4")
+            for into_LP, row, x_LP in zip(block_NLP, block, heights, strict=False):
+                resampled = resample(
+                    _filled(x_LP, scans / row.shard, row), row.planned_lines, lines, pixels
+                )
+                into_LP[: len(resampled)] = resampled
+            progress.update(len(block))
+            yield block_NLP
 
 
-def _scan_of(shard: Any, path: Path, row: Any) -> FloatArray:
-    """Read, check and fill one scan."""
+def _filled(x_LP: FloatArray, path: Path, row: Any) -> FloatArray:
+    """Fill a scan's missing pixels, and refuse what is no measurement."""
     where = f"{path}: {row.key} (scan {row.scan_id})"
     try:
-        x_LP = shard[row.key]
-    except KeyError:
-        raise UserError(
-            f"{path}: no array {row.key!r} (scan {row.scan_id}); ingest again"
-        ) from None
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{where} cannot be read ({first_line(error)}); ingest again") from None
-    if x_LP.dtype.kind not in "fiu" or x_LP.shape != (row.lines, row.pixels):
-        raise UserError(
-            f"{where} is {x_LP.dtype} {list(x_LP.shape)}, but {MANIFEST} says "
-            f"[{row.lines}, {row.pixels}] numbers; ingest again"
-        )
-    try:
-        filled = fill_missing(x_LP.astype(np.float32, copy=False))
+        filled = fill_missing(x_LP)
     except ValueError:
         raise UserError(f"{where} has no finite pixel; take it out of {MANIFEST}") from None
     if max(filled.max(), -filled.min()) > LARGEST:
@@ -181,61 +152,26 @@ def _scan_of(shard: Any, path: Path, row: Any) -> FloatArray:
     return filled
 
 
-def _open_shard(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path}: not an NPZ file ({first_line(error)}); ingest again") from None
-
-
-def _shard_path(scans: Path, name: str) -> Path:
-    path = scans / name
-    if Path(name).name != name or not path.is_file():
-        raise UserError(f"{scans / MANIFEST}: shard {name!r} is not in this folder; ingest again")
-    return path
-
-
-def _read_manifest(path: Path) -> pd.DataFrame:
-    """Read the columns of a manifest that the store needs, and check them."""
-    try:
-        # As text first: a session may well be called "NA" or "007".
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run ingest first") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: not a CSV table ({first_line(error)}); ingest again") from None
-    needed = (*_MANIFEST_TEXTS, *_MANIFEST_NUMBERS, "change_line")
-    for column in needed:
-        if column not in table:
-            raise UserError(f"{path}: column {column!r} is missing; ingest again")
-    table = table[list(needed)]
+def _checked_manifest(scans: Path) -> pd.DataFrame:
+    """Read a manifest, with scans of one shard together, and check what the store relies on."""
+    path = scans / MANIFEST
+    table = read_manifest(scans)
     if not len(table):
         raise UserError(f"{path}: lists no scan; see rejected.csv beside it")
-    table["change_line"] = table["change_line"].replace("", "-1")
-    for column in (*_MANIFEST_NUMBERS, "change_line"):
-        wrong = ~table[column].str.fullmatch(r"-?\d{1,9}(\.0)?")
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise UserError(
-                f"{path}: line {row + 2}: {column} is {table[column].iloc[row]!r}, "
-                "not a whole number"
-            )
-        table[column] = table[column].astype(float).astype(np.int64)
-    size_wrong = (table["lines"] < 1) | (table["pixels"] < 1)
-    size_wrong |= table["planned_lines"] < table["lines"]
-    if size_wrong.any():
-        row = int(np.flatnonzero(size_wrong)[0])
+    wrong = (table["lines"] < 1) | (table["pixels"] < 1) | (table["planned_lines"] < table["lines"])
+    if wrong.any():
         raise UserError(
-            f"{path}: line {row + 2}: needs lines ≥ 1, pixels ≥ 1 and planned_lines ≥ lines"
+            f"{path}: scan {table['scan_id'][wrong].tolist()[0]} needs lines ≥ 1, pixels ≥ 1 and "
+            "planned_lines ≥ lines; ingest again"
         )
-    repeated = table["scan_id"][table["scan_id"].duplicated()]
-    if len(repeated):
-        raise UserError(f"{path}: scan_id {repeated.iloc[0]!r} stands twice; give each its own")
+    for name in table["shard"].unique():
+        if Path(name).name != name or not (scans / name).is_file():
+            raise UserError(f"{path}: shard {name!r} is not in this folder; ingest again")
     units = table["unit"].unique()
     if len(units) > 1:
         counts = ", ".join(f"{unit or '(none)'}: {(table['unit'] == unit).sum()}" for unit in units)
         raise UserError(f"{path}: scans in several units ({counts}); ingest one channel at a time")
-    return table
+    return pd.concat([rows for _, rows in table.groupby("shard", sort=False)], ignore_index=True)
 
 
 def _classes(manifest: pd.DataFrame, given: Sequence[str] | None, path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -280,7 +281,7 @@ class Store:
         scans = self._open()["scans"]
         # One call for each run of neighbours: a call costs as much as reading a scan.
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        for start, end in zip(starts, [*starts[1:], len(indices)], strict=True):
+        for start, end in pairwise([*starts, len(indices)]):
             run = slice(int(indices[start]), int(indices[end - 1]) + 1)
             try:
                 scans.read_direct(out, np.s_[run], np.s_[start:end])
@@ -355,7 +356,7 @@ def _problems(store: Store) -> Iterator[str]:
 
     names, counts = np.unique(store.scan_id, return_counts=True)
     yield from (
-        f"scan_id: {name!r} stands {count} times"
+        f"scan_id: {str(name)!r} stands {count} times"
         for name, count in zip(names, counts, strict=True)
         if count > 1
     )
