@@ -98,7 +98,7 @@ class Spec:
     seed: int = 0
     width_nm: tuple[float, float] = (3.0, 16.0)
     pixel_nm: float = 0.08
-    noise_pm: tuple[float, float] = (1.0, 6.0)
+    noise_pm: tuple[float, float] = (0.5, 3.0)
     drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
     gap_angstrom: tuple[float, float] = (3.2, 3.9)
