@@ -2,8 +2,8 @@
 
 A study hands in a model, its batches and a `Task`, which says what goes down (a loss) and what is
 watched (figures such as the AUROC). The loop adds the optimiser, the course of the learning rate,
-early stopping, the best weights, the history, mixed precision, several devices, and resuming after a
-kill.
+early stopping, the best weights, the history, mixed precision, several devices, and resuming
+after a kill.
 
 Resuming is exact because nothing that is random is carried from one epoch to the next: each epoch
 seeds all generators from (seed, epoch, rank), so that a checkpoint at the end of an epoch holds all
@@ -26,9 +26,9 @@ from typing import Any, Protocol
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
@@ -175,8 +175,12 @@ class Loader:
         return len(self.epochs)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the batches of the current epoch."""
-        return self.epochs.epoch(self.current())
+        """Give the batches of the current epoch.
+
+        A generator, which asks for the epoch only when the first batch is fetched: Lightning makes
+        the iterator of a resumed run before it has counted up to the epoch to come.
+        """
+        yield from self.epochs.epoch(self.current())
 
 
 class Learner(L.LightningModule):
@@ -266,7 +270,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     The weights of linear, convolutional, recurrent and attention layers decay: matrices that are
     called weights. Biases, normalisations, embeddings, positions and class tokens do not.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = (

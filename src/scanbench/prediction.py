@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -77,7 +77,7 @@ class Answers:
 def predict_arrays(
     run: Run,
     x_NLP: FloatArray,
-    n_lines_N: NDArray[np.integer],
+    n_lines_N: ArrayLike,
     *,
     batch_size: int = BATCH,
     device: str = "cpu",

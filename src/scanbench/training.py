@@ -103,10 +103,8 @@ class SampleEpochs:
         for batch in islice(self.reader.epoch(epoch), self.steps):
             # Each process needs a sample: where there are too few, some are repeated.
             own = np.resize(np.arange(len(batch.x)), max(len(batch.x), world))[rank::world]
-            arrays = (batch.x, batch.n_lines, batch.label)
-            if world > 1:
-                arrays = tuple(array[own] for array in arrays)
-            yield Batch(*map(torch.from_numpy, arrays))
+            whole = Batch(*map(torch.from_numpy, (batch.x, batch.n_lines, batch.label)))
+            yield Batch(*(tensor[own] for tensor in whole)) if world > 1 else whole
 
 
 def training_steps(reader: WindowReader, max_scans: int | None) -> int:

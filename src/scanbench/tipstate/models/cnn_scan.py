@@ -71,8 +71,9 @@ class Model(nn.Module):
         self.per_stage = options.convolutions
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Linear(width, classes)
-        for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.convolutions:
+            assert isinstance(module, nn.Conv2d)
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def answer_lines(self) -> list[int]:
         """Return the number of lines seen at the only answer."""
