@@ -2,43 +2,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from false_alarms import CLASSES, excludes_zero, sessions, significant
 from hypothesis import given
 from hypothesis import strategies as st
-from prediction_data import softmax
 from scipy.stats import binom, rankdata
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from scanbench import comparison, metrics
-
-CLASSES = 3
-
-
-def sessions(
-    rng: np.random.Generator,
-    *,
-    groups: int = 20,
-    per_group: int = 10,
-    seeds: int = 2,
-    advantage: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Two models whose errors resemble each other within a session, and labels and groups.
-
-    What is hard about a scan is hard for both models. Each model has leanings of its own in each
-    session, so scans of a session are no independent trials of their difference. The second
-    model's scores are three times steeper, and `advantage` makes its signal stronger.
-    """
-    scans = groups * per_group
-    unit = np.repeat(np.arange(groups), per_group)
-    label = rng.integers(0, CLASSES, scans)
-    truth = np.eye(CLASSES)[label]
-    hard = rng.normal(size=(scans, CLASSES))
-    models = []
-    for skill, steep in ((1.0, 1.0), (1.0 + advantage, 3.0)):
-        leaning = rng.normal(size=(groups, CLASSES))[unit]
-        skill_in_session = skill + rng.normal(size=(groups, 1))[unit] / 2
-        noise = rng.normal(size=(seeds, scans, CLASSES))
-        models.append(softmax(steep * (hard + leaning + noise + skill_in_session * truth)))
-    return models[0], models[1], label, unit
 
 
 def rejections(
@@ -46,14 +16,12 @@ def rejections(
 ) -> int:
     """How many of `count` simulated comparisons come out significant at 5 %."""
     rng = np.random.default_rng(7)
-    hits = 0
-    for number in range(count):
-        a, b, label, unit = sessions(rng, advantage=advantage, groups=groups)
-        if by_scan:
-            unit = np.arange(len(label))
-        swaps = comparison.draw_swaps(int(unit.max()) + 1, 199, seed=number)
-        hits += comparison.swap_test(a, b, label, unit, swaps, metric)[1] <= 0.05
-    return hits
+    return sum(
+        significant(
+            sessions(rng, advantage=advantage, groups=groups), metric, number, by_scan=by_scan
+        )
+        for number in range(count)
+    )
 
 
 def acceptable(hits: int, count: int) -> bool:
@@ -79,18 +47,7 @@ def test_a_better_model_is_found(metric):
 
 def test_intervals_cover_the_true_difference_of_equal_models():
     rng = np.random.default_rng(11)
-    missed = 0
-    for number in range(150):
-        a, b, label, unit = sessions(rng)
-        resamples = comparison.draw_resamples(
-            label, unit, units=20, classes=CLASSES, seeds=2, count=200, seed=number
-        )
-        values = [
-            metrics.metric_values(p, label, unit, resamples.unit_BK, 10)["auroc", None]
-            for p in (a, b)
-        ]
-        low, high = comparison.interval(values[0] - values[1], resamples, 0.95)
-        missed += not low <= 0 <= high
+    missed = sum(excludes_zero(sessions(rng), "auroc", number) for number in range(150))
     # A percentile interval from 20 groups covers a little less than it says.
     assert missed <= binom.ppf(0.999, 150, 0.08)
 
