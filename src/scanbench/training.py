@@ -367,8 +367,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
     with (
-        replacing(out / "history.csv") as part,
-        part.open("w", encoding="utf-8", newline="") as file,
+        replacing(out / "history.csv") as path,
+        path.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
