@@ -81,7 +81,7 @@ def test_auroc_differences_ignore_the_scale_of_scores():
 
 @pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy"])
 def test_exact_p_equals_a_full_enumeration_by_hand(metric):
-    groups = 5
+    groups = 4
     a, b, label, unit = sessions(np.random.default_rng(3), groups=groups, advantage=0.7)
 
     def score(p: np.ndarray) -> float:
