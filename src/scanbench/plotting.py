@@ -578,20 +578,22 @@ def learning_curves(
     Parameters
     ----------
     histories
-        Experiment → its runs. Experiments that were not trained by epochs have none.
+        Experiment → its runs. Experiments without a second epoch are left out.
     experiments
         Names, in the order shown.
     """
-    shown = [n for n in experiments if any(len(run.frame) for run in histories.get(n, ()))]
+    shown = [n for n in experiments if any(len(run.frame) > 1 for run in histories.get(n, ()))]
     if not shown:
-        return message("No learning curves: no experiment here is trained by epochs.")
+        return message(
+            "No learning curves: no experiment here was trained for more than one epoch."
+        )
     columns = min(4, max(2, len(shown)))
     blocks = math.ceil(len(shown) / columns)
     figure = Sheet(DOUBLE, blocks * 66 * MM)
     grid = figure.body.subplots(2 * blocks, columns, squeeze=False)
     styles: dict[str, tuple[str, Any]] = {"train": (ORANGE, (0, (3, 1.2))), "val": (BLUE, "-")}
     kept: dict[str, Any] = {
-        "marker": "o", "markersize": 4.5, "markerfacecolor": "white", "zorder": 4
+        "marker": "o", "markersize": 4.5, "markerfacecolor": "white", "zorder": 4, "clip_on": False
     }  # fmt: skip
     for i in range(blocks * columns):
         block, column = divmod(i, columns)

@@ -55,7 +55,7 @@ class ResultTable:
     def numeric(self) -> list[bool]:
         """Whether each shown column holds numbers, and so is set flush right."""
         return [
-            bool(len(self.shown)) and all(NUMBER.fullmatch(cell) for cell in self.shown[column])
+            any(self.shown[column]) and all(NUMBER.fullmatch(cell) for cell in self.shown[column])
             for column in self.shown.columns
         ]
 
@@ -333,13 +333,26 @@ def part_table(counts: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> R
     )
 
 
+AUDIT_COLUMNS = {
+    "fold": "Fold",
+    "parts": "Parts",
+    "shared_groups": "Shared groups",
+    "shared_files": "Shared files",
+    "exact_duplicates": "Exact duplicates",
+    "near_duplicates": "Near-duplicates",
+    "example": "Example",
+}
+
+
 def audit_table(audit: Sequence[Mapping[str, Any]]) -> ResultTable:
     """Return what the split's audit found across the parts of each fold (`audit` of split.json)."""
     raw = pd.DataFrame(
         [
             {
                 "fold": row["fold"],
+                "parts": row["parts"],
                 "shared_groups": len(row["shared_groups"]),
+                "shared_files": row["shared_files"],
                 "exact_duplicates": row["exact_duplicates"],
                 "near_duplicates": row["near_duplicates"],
                 "example": next(
@@ -348,15 +361,9 @@ def audit_table(audit: Sequence[Mapping[str, Any]]) -> ResultTable:
             }
             for row in audit
         ],
-        columns=["fold", "shared_groups", "exact_duplicates", "near_duplicates", "example"],
+        columns=list(AUDIT_COLUMNS),
     )
-    shown = raw.astype(str).rename(
-        columns={
-            "fold": "Fold", "shared_groups": "Shared groups",
-            "exact_duplicates": "Exact duplicates", "near_duplicates": "Near-duplicates",
-            "example": "Example",
-        }
-    )  # fmt: skip
+    shown = raw.astype(str).rename(columns=AUDIT_COLUMNS)
     return ResultTable(
         name="audit",
         title="Leakage audit: what stands on both sides of the split.",

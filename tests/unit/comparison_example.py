@@ -142,7 +142,8 @@ def write(
                 "config": {"scheme": "kfold", "folds": 1},
                 "folds": [{"train": [], "validation": [], "test": [ids[i] for i in used]}],
                 "audit": [
-                    {"fold": 0, "shared_groups": [], "exact_duplicates": 0, "near_duplicates": 1,
+                    {"fold": 0, "parts": "train/test", "shared_files": 0,
+                     "shared_groups": [], "exact_duplicates": 0, "near_duplicates": 1,
                      "examples": [[ids[0], ids[1], 0.97]]}
                 ],
                 "counts": [

@@ -341,6 +341,7 @@ def dataset_glance(manifest: pd.DataFrame, rejected: pd.DataFrame, classes: Sequ
         )  # fmt: skip
         bottom = bottom + height
     axes.set_ylabel("Scans used")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlim(-0.7, len(table) - 0.3)
     axes.grid(axis="y")
     if len(table) <= 45:
@@ -439,10 +440,14 @@ def _line_answering(material: Material) -> str:
     metrics = material.scores["metrics"]
     known = set(material.scores["examples"]["experiment"]) & set(material.experiments)
     macro = metrics[(metrics["class"] == "") & (metrics["metric"] == "auroc")]
-    steps = macro[macro["reading"] == "lines"].groupby("experiment").size()
+    first = macro[macro["reading"] == "lines"].groupby("experiment")["lines"].min()
     final = macro[macro["reading"] == "scan"].set_index("experiment")["value"]
+
+    def early(name: str) -> bool:
+        return bool(first.get(name, math.inf) < material.store.lines)
+
     candidates = [name for name in material.experiments if name in known] or material.experiments
-    return max(candidates, key=lambda name: (steps.get(name, 0) > 1, float(final[name])))
+    return max(candidates, key=lambda name: (early(name), float(final[name])))
 
 
 def _picture(material: Material, k: int) -> Picture:
