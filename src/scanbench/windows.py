@@ -182,11 +182,12 @@ class WindowReader:
             rng.shuffle(order)
         order = order[self.index.counts[order] > 0]
         rest: Batch | None = None
+        buffer_NLP = self._buffer()
         for start in range(0, len(order), self.scans_per_block):
             block = np.sort(order[start : start + self.scans_per_block])
             if not self.shuffle:
                 block = order[start : start + self.scans_per_block]
-            x_NLP, position = self._read(block)
+            x_NLP, position = self._read(block, buffer_NLP)
             index = WindowIndex(self.index.n_lines[block], self.index.window, self.index.stride)
             windows = np.arange(len(index))
             if self.shuffle:
@@ -210,10 +211,18 @@ class WindowReader:
         if rest is not None:
             yield rest
 
-    def _read(self, block: IntArray) -> tuple[FloatArray, IntArray]:
+    def _buffer(self) -> FloatArray | None:
+        """Return room for a block that is filled again and again; None if all scans are kept."""
+        if len(self.scans) <= self.scans_per_block:
+            return None
+        return np.empty((self.scans_per_block, self.store.lines, self.store.pixels), np.float32)
+
+    def _read(self, block: IntArray, buffer_NLP: FloatArray | None) -> tuple[FloatArray, IntArray]:
         """Return heights [M, L, P] and where in them each scan of the block stands."""
-        if len(self.scans) > self.scans_per_block:
-            return self.store.read(self.scans[block], self.normalisation), np.arange(len(block))
+        if buffer_NLP is not None:
+            x_NLP = buffer_NLP[: len(block)]
+            self.store.read(self.scans[block], self.normalisation, out=x_NLP)
+            return x_NLP, np.arange(len(block))
         if self._kept is None:
             self._kept = self.store.read(self.scans, self.normalisation)
         return self._kept, block

@@ -1,0 +1,179 @@
+"""Time the store: writing it, and reading windows from it, against the plain ways.
+
+`python benchmarks/io.py [--scans N]` prints a Markdown table. Times are CPU seconds of this
+process; the ways compared are run in turn and the best of each is taken, so that a busy machine
+disturbs ratios little. Each memory figure is the peak of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+from numpy.typing import NDArray
+
+from scanbench.convert import convert
+from scanbench.files import replacing_folder
+from scanbench.scans import ScansWriter, iterate_heights, read_manifest
+from scanbench.store import Store
+from scanbench.windows import WindowReader
+
+SIZE = 128
+WINDOW = 20
+
+
+def simulated(n: int, size: int) -> list[NDArray[np.float32]]:
+    """Return lattices with noise, in metres on a piezo's offset."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    scans = []
+    for _ in range(n):
+        kx, ky, phase = rng.uniform(0.05, 0.4, 3)
+        z = np.sin(kx * x + ky * y + phase) + 0.3 * rng.normal(size=(size, size))
+        scans.append((-2.3e-7 + 1e-11 * z).astype(np.float32))
+    return scans
+
+
+def write_scans(folder: Path, scans: list[NDArray[np.float32]], repeat: int = 1) -> None:
+    with replacing_folder(folder) as part, ScansWriter(part) as writer:
+        rows = [
+            {
+                "scan_id": f"scan{k}-{r}", "group": f"session{k % 20}", "file": f"{k}.sxm",
+                "sha256": "0" * 64, "planned_lines": len(x), "channel": "Z", "unit": "m",
+                "direction": "forward", "slow_direction": "up", "label": "atoms", "excluded": "",
+                **writer.add(x),
+            }
+            for r in range(repeat)
+            for k, x in enumerate(scans)
+        ]  # fmt: skip
+        writer.finish(rows, [], [])
+
+
+def bare_write(scans: list[NDArray[np.float32]], path: Path, **filters: object) -> None:
+    """Write arrays with h5py and nothing else."""
+    with h5py.File(path, "w") as file:
+        shape = scans[0].shape
+        data = file.create_dataset(
+            "scans", (len(scans), *shape), "f4", chunks=(1, *shape), **filters
+        )
+        for k, x in enumerate(scans):
+            data[k] = x
+
+
+def cpu_seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
+    best = [float("inf")] * len(ways)
+    for _ in range(rounds):
+        for k, way in enumerate(ways):
+            start = time.process_time()
+            way()
+            best[k] = min(best[k], time.process_time() - start)
+    return best
+
+
+def time_convert(folder: Path, size: int, n: int) -> None:
+    scans = simulated(n, size)
+    write_scans(folder / "scans", scans)
+
+    def read_and_write() -> None:
+        manifest = read_manifest(folder / "scans")
+        bare_write(list(iterate_heights(folder / "scans", manifest)), folder / "bare.h5")
+
+    bare, filtered, read, ours = cpu_seconds(
+        lambda: bare_write(scans, folder / "bare.h5"),
+        lambda: bare_write(
+            scans, folder / "bare.h5", fletcher32=True, **hdf5plugin.Bitshuffle(cname="lz4")
+        ),
+        read_and_write,
+        lambda: convert({}, folder / "scans", folder / "store.h5"),
+    )
+    megabytes = n * size * size * 4 / 1e6
+    for name, seconds in (
+        ("bare h5py write from memory", bare),
+        ("the same, with the store's compression and checksums", filtered),
+        ("NPZ shards read and written bare", read),
+        (f"`scanbench convert` to {SIZE}×{SIZE}", ours),
+    ):
+        what = f"{n} scans of {size}×{size}"
+        print(f"| {what} | {name} | {megabytes / seconds:.0f} MB/s | {bare / seconds:.2f} |")
+
+
+def naive_windows(path: Path, order: NDArray[np.int64], first: NDArray[np.int64]) -> float:
+    """Read each window from HDF5 on its own and normalise it; return CPU seconds per window."""
+    start = time.process_time()
+    with h5py.File(path) as file:
+        for scan, line in zip(order.tolist(), first.tolist(), strict=True):
+            x = file["scans"][scan, line : line + WINDOW]
+            (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    return (time.process_time() - start) / len(order)
+
+
+def epoch_of(path: Path, stride: int, memory_mb: float) -> tuple[int, float]:
+    """Return the windows of an epoch and its CPU seconds."""
+    with Store(path) as store:
+        start = time.process_time()
+        reader = WindowReader(
+            store, np.arange(len(store)), window=WINDOW, stride=stride, batch_size=256,
+            memory_mb=memory_mb,
+        )  # fmt: skip
+        windows = sum(len(batch.x) for batch in reader.epoch(0))
+        return windows, time.process_time() - start
+
+
+def peak_memory_mb() -> float:
+    """Return this program's peak memory; getrusage's would include the parent's before exec."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found, "needs Linux"
+    return int(found[1]) * 1024 / 1e6
+
+
+def time_windows(folder: Path, n: int, memory_mb: float) -> None:
+    write_scans(folder / "scans", simulated(256, SIZE), repeat=n // 256)
+    convert({}, folder / "scans", folder / "store.h5")
+    rng = np.random.default_rng(0)
+    order, first = rng.integers(0, n // 256 * 256, 1000), rng.integers(0, SIZE - WINDOW + 1, 1000)
+    naive = naive_windows(folder / "store.h5", order, first)
+    print(f"| loop reading each window from HDF5 | 1,000 | {1 / naive:,.0f} windows/s | 1 | |")
+    for stride in (108, 11, 1):
+        child = [
+            sys.executable, __file__, "--epoch", str(folder / "store.h5"), str(stride),
+            "--memory-mb", str(memory_mb),
+        ]  # fmt: skip
+        answer = subprocess.run(child, capture_output=True, text=True, check=True).stdout.split()
+        windows, seconds, peak_mb = int(answer[0]), float(answer[1]), float(answer[2])
+        print(
+            f"| `WindowReader`, stride {stride}, {memory_mb:.0f} MB | {windows:,} "
+            f"| {windows / seconds:,.0f} windows/s | {naive * windows / seconds:.0f} "
+            f"| {peak_mb:.0f} MB |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scans", type=int, default=18432, help="scans of the window benchmark")
+    parser.add_argument("--memory-mb", type=float, default=128)
+    parser.add_argument("--epoch", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.epoch:
+        windows, seconds = epoch_of(Path(args.epoch[0]), int(args.epoch[1]), args.memory_mb)
+        print(windows, seconds, peak_memory_mb())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print("| arrays | way | throughput | ratio |\n|---|---|---|---|")
+        for size, n in ((128, 1024), (300, 512)):
+            time_convert(Path(folder, str(size)), size, n)
+        print("\n| way | windows | throughput | ratio | peak memory |\n|---|---|---|---|---|")
+        time_windows(Path(folder, "windows"), args.scans, args.memory_mb)
+
+
+if __name__ == "__main__":
+    main()
