@@ -20,6 +20,9 @@ export UV_EXTRA_INDEX_URL ?= $(shell $(PYTHON) -m pip config get global.extra-in
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 # One thread a job: Snakemake runs as many jobs as there are cores.
 export OMP_NUM_THREADS ?= 1
+# Large arrays are kept between the steps of a training instead of being mapped anew each time.
+export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
+export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export PATH := $(abspath $(BIN)):$(PATH)
 
 SNAKEMAKE = $(BIN)/snakemake --configfile config.yaml $(CONFIG)

@@ -116,7 +116,14 @@ def _runs(args: Arguments) -> dict[str, list[Path]]:
     spec = args.spec
     return {
         experiment: [
-            args.results / plan.RUN.format(**spec, experiment=experiment, fold=fold, seed=seed)
+            args.results
+            / plan.RUN.format(
+                dataset=spec["dataset"],
+                split=spec["split"],
+                experiment=experiment,
+                fold=fold,
+                seed=seed,
+            )
             for fold in spec["folds"]
             for seed in spec["seeds"]
         ]
