@@ -566,6 +566,8 @@ def fit(
             use_distributed_sampler=False,  # each process's share is the batches' business
             deterministic="warn",
         )
+        # Only a read of memory that nothing wrote would need it filled, at a cost in every layer.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         resume = checkpoint is not None and checkpoint.exists()
         trainer.fit(
             learner,
