@@ -11,10 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scanbench import __version__, plan
 from scanbench.errors import UserError
+
+if TYPE_CHECKING:
+    from scanbench.tipstate.ingest import IngestSummary
 
 Arguments = argparse.Namespace
 
@@ -27,7 +30,7 @@ def simulate(args: Arguments) -> None:
 
 
 def fetch(args: Arguments) -> None:
-    """Download the public H:Si(100) images at the pinned commit, or copy a clone, and verify them."""
+    """Download the public H:Si(100) images, or copy a clone of them, and verify every one."""
     from scanbench.tipstate.fetch import fetch
 
     found = fetch(args.out, args.local)
@@ -42,8 +45,12 @@ def ingest(args: Arguments) -> None:
     from scanbench.tipstate.ingest import ingest
 
     found = ingest({**args.spec, "workers": args.workers}, args.folder, args.labels, args.out)
+    _print_ingested(found, args.quiet)
+
+
+def _print_ingested(found: IngestSummary, quiet: bool) -> None:
     for file, status, reason in found.inventory:
-        if args.quiet and status != "refused":
+        if quiet and status != "refused":
             continue
         print(f"{status:8} {file}" + (f": {reason}" if reason else ""))
     print(f"{found.scans} scans in {found.groups} groups, {found.unlabelled} without label")
@@ -105,10 +112,24 @@ def store_verify(args: Arguments) -> None:
 
 
 def apply(args: Arguments) -> None:
-    """Let a trained run judge a new folder of scans."""
-    from scanbench.apply import apply
+    """Let a trained run judge a new folder of scans: CSVs, figures and, with labels, metrics."""
+    from scanbench.tipstate.apply import apply
 
-    apply(args.run, args.folder, args.labels, args.out)
+    out = args.out or Path(f"{args.folder.resolve().name}-{args.run.resolve().name}")
+    found = apply(args.run, args.folder, out, args.labels, args.spec, figures=not args.no_figures)
+    _print_ingested(found, quiet=True)
+    print(f"{out}: scans.csv, lines.csv" + ("" if args.no_figures else ", figures/"))
+    if args.labels:
+        _print_metrics(out / "metrics.csv")
+
+
+def _print_metrics(path: Path) -> None:
+    import pandas as pd
+
+    metrics = pd.read_csv(path)
+    macro = metrics[(metrics["reading"] == "scan") & metrics["class"].isna()]
+    for row in macro.to_dict("records"):
+        print(f"{row['metric']:>18} {row['value']:.3f}")
 
 
 def _runs(args: Arguments) -> dict[str, list[Path]]:
@@ -172,7 +193,15 @@ def parser() -> argparse.ArgumentParser:
     drawn = command("render", render, "scores", "scans", "store", "split", "out")
     for sub in (scored, drawn):
         sub.add_argument("--results", type=Path, default=Path("results"))
-    command("store", store_verify, "store", spec=False)
+    applied = command("apply", apply, "run", "folder")
+    applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
+    applied.add_argument("--out", type=Path, help="folder to write (default: FOLDER-RUN)")
+    applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
+    checked = commands.add_parser("store", help="check a store")
+    actions = checked.add_subparsers(required=True, metavar="ACTION")
+    verify = actions.add_parser("verify", help=(store_verify.__doc__ or "").splitlines()[0])
+    verify.add_argument("store", type=Path)
+    verify.set_defaults(run_command=store_verify)
     return top
 
 

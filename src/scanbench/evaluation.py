@@ -32,7 +32,7 @@ from scanbench.predictions import (
     window_reading,
 )
 
-# Examples of each class and kind (right, wrong) that examples.csv lists.
+# Examples of each class and kind (right, wrong) that examples.csv lists for an experiment.
 EXAMPLES = 3
 
 
@@ -293,7 +293,10 @@ def evaluate(
         "confusion": _confusion(scored, classes),
         "calibration": _calibration(scored, settings.ece_bins),
         "groups": _by_group(scored, groups, unit_N, settings.ece_bins),
-        "examples": _examples(best, scored[best].reading, classes),
+        "examples": pd.concat(
+            [_examples(name, own.reading, classes) for name, own in scored.items()],
+            ignore_index=True,
+        ),
     }
 
     pairs = len(scored) * (len(scored) - 1) // 2

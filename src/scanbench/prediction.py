@@ -219,7 +219,7 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
                 data.n_lines[block],
                 device=device,
             )
-            found.append(_table(answers, block, data, meta["fold"], meta["seed"]))
+            found.append(answer_table(answers, block, data, meta["fold"], meta["seed"]))
     table = pa.concat_tables(found)
     with replacing(out) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=1 << 20)
@@ -233,7 +233,7 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
     write_json(out.with_name("predict.json"), record)
 
 
-def _table(
+def answer_table(
     answers: Answers, scans: NDArray[np.int64], data: Store, fold: int, seed: int
 ) -> pa.Table:
     """Return answers about scans of a store as rows of `predictions.parquet`."""

@@ -24,12 +24,14 @@ from scanbench.plotting import (
     DOUBLE,
     GREY,
     MM,
+    SINGLE,
     Sheet,
     message,
     plain,
     styled,
 )
 from scanbench.render import Drawing, Material
+from scanbench.store import Store
 
 __all__ = [
     "Example",
@@ -201,26 +203,49 @@ def scan_answers(
                 pair[0].text(0, 0.5, f"{plain(label)}: no scan {kind}", color=GREY)
                 continue
             scan, answers = pair
-            _draw_scan(scan, example.picture)
-            _draw_answers(answers, example, classes, len(example.picture.x_LP))
-            # Both boxes are as wide as each other, so their lines stand side by side.
-            for axes in pair:
-                axes.set_aspect("auto")
-                axes.set_box_aspect(max(example.picture.aspect, 0.25))
-            scan.set_ylabel("Scan line")
-            scan.tick_params(axis="y", length=2)
-            scan.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _draw_pair(scan, answers, example, classes)
             verdict = "right" if kind == "right" else f"taken for {plain(example.predicted)}"
             scan.set_title(
                 f"{plain(example.label)}: {verdict}\n{plain(example.picture.title, 48)}", loc="left"
             )
-            answers.set_xlabel("Probability", labelpad=1)
     figure.body.suptitle(f"Answers of {plain(experiment)} while the scan runs")
+    _class_legend(figure, classes, 4)
+    return figure
+
+
+@styled
+def scan_answer(example: Example, classes: Sequence[str]) -> Sheet:
+    """Draw one scan with a model's answers beside it, line by line (see `scan_answers`)."""
+    figure = Sheet(SINGLE, 62 * MM)
+    scan, answers = figure.body.subplots(1, 2)
+    _draw_pair(scan, answers, example, classes)
+    labelled = f" (labelled {plain(example.label)})" if example.label else ""
+    figure.body.suptitle(
+        f"{plain(example.picture.title, 48)}\n{plain(example.predicted)}{labelled}"
+    )
+    _class_legend(figure, classes, 2)
+    return figure
+
+
+def _class_legend(figure: Sheet, classes: Sequence[str], columns: int) -> None:
     figure.body.legend(
         _class_handles(classes), [plain(c) for c in classes], loc="outside lower center",
-        ncols=min(4, len(classes)),
+        ncols=min(columns, len(classes)),
     )  # fmt: skip
-    return figure
+
+
+def _draw_pair(scan: Axes, answers: Axes, example: Example, classes: Sequence[str]) -> None:
+    """Draw a scan, and its answers along the same axis of lines."""
+    _draw_scan(scan, example.picture)
+    _draw_answers(answers, example, classes, len(example.picture.x_LP))
+    # Both boxes are as wide as each other, so their lines stand side by side.
+    for axes in (scan, answers):
+        axes.set_aspect("auto")
+        axes.set_box_aspect(max(example.picture.aspect, 0.25))
+    scan.set_ylabel("Scan line")
+    scan.tick_params(axis="y", length=2)
+    scan.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    answers.set_xlabel("Probability", labelpad=1)
 
 
 def _draw_answers(axes: Axes, example: Example, classes: Sequence[str], lines: int) -> None:
@@ -450,11 +475,10 @@ def _line_answering(material: Material) -> str:
     return max(candidates, key=lambda name: (early(name), float(final[name])))
 
 
-def _picture(material: Material, k: int) -> Picture:
+def picture(store: Store, manifest: pd.DataFrame, k: int) -> Picture:
     """Return scan `k` of the store, in its physical aspect if that is known, else of its pixels."""
-    store = material.store
     scan_id, seen = str(store.scan_id[k]), int(store.n_lines[k])
-    rows = material.manifest[material.manifest["scan_id"] == scan_id]
+    rows = manifest[manifest["scan_id"] == scan_id]
     row = rows[["width_m", "height_m", "planned_lines", "pixels"]].astype(float).iloc[0]
     width, height = float(row["width_m"]), float(row["height_m"])
     known = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
@@ -477,7 +501,7 @@ def _pictures_by_class(material: Material, number: int = 6) -> dict[str, list[Pi
         whole = mine[store.n_lines[mine] == store.lines]
         mine = whole if len(whole) >= number else mine
         chosen = mine[np.linspace(0, len(mine) - 1, min(number, len(mine))).astype(int)]
-        pictures[name] = [_picture(material, int(k)) for k in chosen]
+        pictures[name] = [picture(store, material.manifest, int(k)) for k in chosen]
     return pictures
 
 
@@ -491,7 +515,7 @@ def _examples(material: Material, experiment: str) -> dict[str, dict[str, Exampl
         k = int(store.index_of([row["scan_id"]])[0])
         change = int(store.change_line[k])
         examples.setdefault(row["label"], {})[row["kind"]] = Example(
-            picture=_picture(material, k),
+            picture=picture(store, material.manifest, k),
             label=row["label"],
             predicted=row["predicted"],
             answers=line_answers(predictions, row["scan_id"], material.classes),
