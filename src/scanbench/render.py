@@ -321,7 +321,7 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         ),
         tables.class_table(metrics, material.experiments, material.classes),
         tables.pair_table(material.scores["pairs"]),
-        tables.exclusion_table(material.manifest, material.rejected),
+        tables.exclusion_table(material.manifest, material.rejected, material.split),
         tables.part_table(material.split["counts"], material.classes),
         tables.audit_table(material.split["audit"]),
     ]

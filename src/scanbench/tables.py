@@ -282,19 +282,29 @@ def pair_table(pairs: pd.DataFrame) -> ResultTable:
     )
 
 
-def exclusion_table(manifest: pd.DataFrame, rejected: pd.DataFrame) -> ResultTable:
+def exclusion_table(
+    manifest: pd.DataFrame, rejected: pd.DataFrame, split: Mapping[str, Any]
+) -> ResultTable:
     """Return how many scans are used, and how many are not, by reason.
 
     Parameters
     ----------
     manifest, rejected
         `manifest.csv` and `rejected.csv`.
+    split
+        `split.json`, which leaves out scans that are too short after resampling.
     """
     labelled = manifest["label"].fillna("") != ""
     excluded = manifest["excluded"].fillna("")
+    in_split = manifest["scan_id"].isin({i for part in split["folds"][0].values() for i in part})
+    usable = labelled & (excluded == "")
     raw: list[dict[str, Any]] = [
-        {"what": "used", "reason": "", "count": int((labelled & (excluded == "")).sum())}
+        {"what": "used", "reason": "", "count": int((usable & in_split).sum())}
     ]
+    if short := int((usable & ~in_split).sum()):
+        least = split["config"].get("min_lines", 1)
+        reason = f"fewer than {least} lines after resampling"
+        raw.append({"what": "read, not used", "reason": reason, "count": short})
     for reason, count in excluded[excluded != ""].value_counts().sort_index().items():
         raw.append({"what": "read, not used", "reason": str(reason), "count": int(count)})
     if unlabelled := int((~labelled & (excluded == "")).sum()):

@@ -83,14 +83,21 @@ def test_the_best_experiment_stands_first_and_missing_facts_are_dashes() -> None
 
 
 def test_excluded_and_refused_scans_add_up() -> None:
-    manifest = pd.DataFrame({"label": ["a", "a", "", "b"], "excluded": ["", "tie", "", "tie"]})
+    manifest = pd.DataFrame(
+        {
+            "scan_id": ["1", "2", "3", "4", "5"],
+            "label": ["a", "a", "", "b", "b"],
+            "excluded": ["", "tie", "", "tie", ""],
+        }
+    )
+    split = {"folds": [{"train": ["1"], "test": []}], "config": {"min_lines": 20}}
     rejected = pd.DataFrame(
         {"file": ["x", "y"], "reason": ["truncated: line 3", "truncated: line 9"]}
     )
-    raw = tables.exclusion_table(manifest, rejected).raw
+    raw = tables.exclusion_table(manifest, rejected, split).raw
     assert raw["count"].sum() == len(manifest) + len(rejected)
     assert dict(zip(raw["reason"], raw["count"], strict=True)) == {
-        "": 1, "tie": 2, "no label": 1, "truncated": 2,
+        "": 1, "fewer than 20 lines after resampling": 1, "tie": 2, "no label": 1, "truncated": 2,
     }  # fmt: skip
 
 
