@@ -6,6 +6,7 @@ Stages are imported when their command runs, so that `scanbench --help` is quick
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -21,19 +22,22 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 
+STUDIES = ("tipstate",)
+
+
+def _of_study(args: Arguments, stage: str) -> Callable[..., Any]:
+    """Give the function of a stage that each study has for itself."""
+    return getattr(importlib.import_module(f"scanbench.{args.study}.{stage}"), stage)
+
 
 def simulate(args: Arguments) -> None:
     """Write a simulated H:Si(100) data set as Nanonis .sxm files."""
-    from scanbench.tipstate.simulate import simulate
-
-    simulate({**args.spec, "workers": args.workers}, args.out)
+    _of_study(args, "simulate")({**args.spec, "workers": args.workers}, args.out)
 
 
 def fetch(args: Arguments) -> None:
     """Download the public H:Si(100) images, or copy a clone of them, and verify every one."""
-    from scanbench.tipstate.fetch import fetch
-
-    found = fetch(args.out, args.local)
+    found = _of_study(args, "fetch")(args.out, args.local)
     print(
         f"{found.matched} images verified, {len(found.unlisted)} not in the table of checksums, "
         f"{len(found.absent)} of the table absent"
@@ -42,9 +46,9 @@ def fetch(args: Arguments) -> None:
 
 def ingest(args: Arguments) -> None:
     """Read raw files into scans, and list every file as read, refused or ignored."""
-    from scanbench.tipstate.ingest import ingest
-
-    found = ingest({**args.spec, "workers": args.workers}, args.folder, args.labels, args.out)
+    found = _of_study(args, "ingest")(
+        {**args.spec, "workers": args.workers}, args.folder, args.labels, args.out
+    )
     _print_ingested(found, args.quiet)
 
 
@@ -113,10 +117,10 @@ def store_verify(args: Arguments) -> None:
 
 def apply(args: Arguments) -> None:
     """Let a trained run judge a new folder of scans: CSVs, figures and, with labels, metrics."""
-    from scanbench.tipstate.apply import apply
-
     out = args.out or Path(f"{args.folder.resolve().name}-{args.run.resolve().name}")
-    found = apply(args.run, args.folder, out, args.labels, args.spec, figures=not args.no_figures)
+    found = _of_study(args, "apply")(
+        args.run, args.folder, out, args.labels, args.spec, figures=not args.no_figures
+    )
     _print_ingested(found, quiet=True)
     print(f"{out}: scans.csv, lines.csv" + ("" if args.no_figures else ", figures/"))
     if args.labels:
@@ -197,6 +201,8 @@ def parser() -> argparse.ArgumentParser:
     applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
     applied.add_argument("--out", type=Path, help="folder to write (default: FOLDER-RUN)")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
+    for sub in (simulated, fetched, read, applied):
+        sub.add_argument("--study", choices=STUDIES, default=STUDIES[0])
     checked = commands.add_parser("store", help="check a store")
     actions = checked.add_subparsers(required=True, metavar="ACTION")
     verify = actions.add_parser("verify", help=(store_verify.__doc__ or "").splitlines()[0])
@@ -216,13 +222,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"scanbench: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has closed it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         # A full disk or a missing permission is the user's to mend, and the file is named.
         name = f"{error.filename}: " if error.filename else ""
         print(f"scanbench: error: {name}{error.strerror or error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        os._exit(1)
     return 0
 
 

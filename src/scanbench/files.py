@@ -75,6 +75,18 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def listing_digest(path: str | Path) -> str:
+    """Return a digest of which files are below a folder, and of their sizes.
+
+    It changes when a file is added, removed, renamed or grows, and not when one is touched. A path
+    that is not there has the digest of an empty folder.
+    """
+    root = Path(path)
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    listing = [f"{file.relative_to(root.parent)}\t{file.stat().st_size}" for file in files]
+    return hashlib.sha256("\n".join(listing).encode(errors="surrogateescape")).hexdigest()
+
+
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON that is the same text whenever the value is the same.
 

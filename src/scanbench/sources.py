@@ -2,7 +2,7 @@
 
 The workflow lists them as inputs of each rule, so that editing a module reruns exactly the jobs
 whose code it is. Importing nothing, it reads the `import` statements from the syntax tree, those
-inside functions too.
+inside functions too, and adds the data files (templates, tables) that a module names.
 """
 
 from __future__ import annotations
@@ -35,6 +35,27 @@ def modules(package: str) -> list[str]:
 
 
 @cache
+def _data_files() -> dict[str, Path]:
+    """Return the package's files that are no Python, by name."""
+    return {
+        path.name: path
+        for path in sorted(ROOT.rglob("*.*"))
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".typed")
+    }
+
+
+@cache
+def _named_data(path: Path) -> frozenset[Path]:
+    """Return the data files of the package whose names stand in a module as text."""
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return frozenset(file for name, file in _data_files().items() if name in texts)
+
+
+@cache
 def _imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
@@ -56,7 +77,7 @@ def _with_parents(module: str) -> Iterator[str]:
 
 
 def closure(*modules: str) -> list[Path]:
-    """Return the files of `modules` and of all that they import from this package, sorted.
+    """Return the files of `modules`, of all that they import here, and their data files, sorted.
 
     Parameters
     ----------
@@ -79,4 +100,4 @@ def closure(*modules: str) -> list[Path]:
             continue
         files.add(path)
         waiting += [name for found in _imports(path) for name in _with_parents(found)]
-    return sorted(files)
+    return sorted(files.union(*map(_named_data, files)))

@@ -35,3 +35,9 @@ def test_closure_holds_every_module_that_python_really_imports(module: str) -> N
 def test_module_file_tells_packages_from_modules() -> None:
     assert module_file("scanbench") == ROOT / "__init__.py"
     assert module_file("scanbench.files") == ROOT / "files.py"
+
+
+def test_closure_holds_the_data_files_that_modules_name() -> None:
+    assert "templates/summary.html.j2" in names("scanbench.render")
+    assert "tipstate/h_si100.sha256.csv.gz" in names("scanbench.tipstate.fetch")
+    assert all(name.endswith(".py") for name in names("scanbench.training"))

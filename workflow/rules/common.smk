@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from scanbench import plan, sources
 from scanbench.config import resolve
 from scanbench.errors import UserError
+from scanbench.files import listing_digest
 
 
 def resolved(config):
@@ -43,6 +44,15 @@ def if_there(path):
 def local_clone(wildcards):
     """Give the user's clone of the public images, if the data set names one."""
     return if_there(config["datasets"][wildcards.dataset]["path"])
+
+
+def user_files(wildcards):
+    """Give a digest of the user's files: adding one reruns what reads them, touching one does not.
+
+    Folders that a rule makes are compared as its outputs.
+    """
+    path = config["datasets"][wildcards.dataset].get("path")
+    return listing_digest(path) if path else ""
 
 
 def source_folder(wildcards):

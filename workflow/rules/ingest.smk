@@ -3,7 +3,7 @@
 
 rule simulate:
     input:
-        code=code("scanbench.tipstate.simulate"),
+        code=code(f"scanbench.{config['study']}.simulate"),
     output:
         directory("results/data/{dataset}/source"),
     log:
@@ -18,14 +18,14 @@ rule simulate:
     params:
         spec=lambda wildcards: plan.simulate_spec(config, wildcards.dataset),
     shell:
-        "scanbench simulate --spec {params.spec:q} --workers {threads} {output:q}"
+        "scanbench simulate --study {config[study]} --spec {params.spec:q} --workers {threads} {output:q}"
         " 2>&1 | tee {log:q}"
 
 
 rule fetch:
     input:
         local=local_clone,
-        code=code("scanbench.tipstate.fetch"),
+        code=code(f"scanbench.{config['study']}.fetch"),
     output:
         directory("results/data/{dataset}/source"),
     log:
@@ -38,15 +38,16 @@ rule fetch:
         "../../envs/scanbench.yaml"
     params:
         local=clone_option,
+        files=user_files,
     shell:
-        "scanbench fetch {params.local:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench fetch --study {config[study]} {params.local:q} {output:q} 2>&1 | tee {log:q}"
 
 
 rule ingest:
     input:
         source=source_folder,
         labels=label_table,
-        code=code("scanbench.tipstate.ingest"),
+        code=code(f"scanbench.{config['study']}.ingest"),
         readers=reader_code(),
     output:
         directory("results/data/{dataset}/scans"),
@@ -61,6 +62,7 @@ rule ingest:
         spec=lambda wildcards: plan.ingest_spec(config, wildcards.dataset),
         source=lambda wildcards: plan.source_path(config, wildcards.dataset),
         labels=label_option,
+        files=user_files,
     shell:
-        "scanbench ingest --quiet --spec {params.spec:q} --workers {threads} {params.labels:q}"
+        "scanbench ingest --study {config[study]} --quiet --spec {params.spec:q} --workers {threads} {params.labels:q}"
         " {params.source:q} {output:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,92 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanbench.files import (
+    canonical_json,
+    listing_digest,
+    replacing,
+    replacing_folder,
+    sha256_of,
+    write_json,
+)
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with replacing(tmp_path / "new" / "a.txt") as part:
+        assert part.name == "a.txt"
+        part.write_text("whole")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "whole"
+    assert names(tmp_path / "new") == ["a.txt"]
+
+
+def test_a_failed_writer_leaves_what_stood_there(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "old").write_text("")
+    with pytest.raises(RuntimeError), replacing_folder(tmp_path / "f") as part:
+        (part / "half").write_text("")
+        raise RuntimeError
+    assert names(tmp_path / "f") == ["old"]
+    with replacing_folder(tmp_path / "f") as part:
+        (part / "new").write_text("")
+    assert names(tmp_path / "f") == ["new"]
+    assert names(tmp_path) == ["f"]
+
+
+@given(PLAIN)
+def test_equal_values_have_equal_text(value: object) -> None:
+    assert canonical_json(value) == canonical_json(value)
+    assert canonical_json({"a": 1, "b": value}) == canonical_json({"b": value, "a": 1})
+
+
+def test_nan_is_no_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json(float("nan"))
+
+
+def test_hash_and_json_are_of_the_bytes(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
+    text = (tmp_path / "a.json").read_bytes()
+    assert text == '{\n "a": "é",\n "b": 1\n}\n'.encode()
+    assert sha256_of(tmp_path / "a.json") == hashlib.sha256(text).hexdigest()
+
+
+def test_listing_digest_sees_files_come_go_and_grow_but_no_touch(tmp_path: Path) -> None:
+    (tmp_path / "session").mkdir()
+    (tmp_path / "session" / "a.sxm").write_text("1")
+    before = listing_digest(tmp_path)
+    os.utime(tmp_path / "session" / "a.sxm", (1, 1))
+    assert listing_digest(tmp_path) == before
+    (tmp_path / "session" / "b.sxm").write_text("1")
+    added = listing_digest(tmp_path)
+    (tmp_path / "session" / "a.sxm").write_text("22")
+    assert len({before, added, listing_digest(tmp_path)}) == 3
+
+
+def test_listing_digest_of_nothing_is_that_of_an_empty_folder(tmp_path: Path) -> None:
+    assert listing_digest(tmp_path / "nowhere") == listing_digest(tmp_path)
