@@ -1,18 +1,21 @@
 """The configuration: defaults filled in, every key checked, one clear line for each mistake.
 
 The schema (`workflow/schemas/config.schema.yaml`) says what a key may hold; this module adds what a
-schema cannot say: that the names a comparison uses exist, that a model has the options it is given.
+schema cannot say: that the names a comparison uses exist, that a model has the options it is given,
+that windows reach the last line, that numbers are finite.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from scanbench import plan
 from scanbench.errors import UserError, did_you_mean
 
 Schema = Mapping[str, Any]
@@ -37,6 +40,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     UserError
         Naming the first wrong key, its value and the mend.
     """
+    _check_finite(config, ())
     filled = _checked(config, schema, schema, ())
     for name, experiment in filled["experiments"].items():
         where = ("experiments", name)
@@ -45,8 +49,21 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
             experiment[part] = _checked(merged, schema["$defs"][part], schema, (*where, part))
         experiment.setdefault("normalisation", filled["normalisation"])
         experiment["options"] = _options(filled["study"], experiment, where)
+    _check_classes(filled)
     _check_references(filled)
     return filled
+
+
+def _check_finite(value: Any, where: tuple[str, ...]) -> None:
+    """Refuse NaN and infinity, which pass every comparison of the schema or fail none."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, (*where, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_finite(item, (*where, str(index)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config: {'.'.join(where)}: {value} is not a finite number; give one")
 
 
 def _checked(value: Any, part: Schema, schema: Schema, where: tuple[str, ...]) -> Any:
@@ -150,6 +167,22 @@ def _option(value: Any, kind: str, where: str) -> Any:
     raise UserError(f"{where}: {value!r} is not of type {kind}")
 
 
+def _check_classes(config: Config) -> None:
+    """Check tables that have a class for their key."""
+    for name, dataset in config["datasets"].items():
+        classes = plan.classes(config, name)
+        for part, key in (("simulate", "shares"), ("labels", "merge")):
+            # `labels` of the user's own files is the path of a table.
+            if not isinstance(dataset.get(part), Mapping):
+                continue
+            for found in dataset[part][key]:
+                if found not in classes:
+                    raise UserError(
+                        f"config: datasets.{name}.{part}.{key}.{found}: no class {found!r}; "
+                        f"{did_you_mean(found, classes)}"
+                    )
+
+
 def _check_references(config: Config) -> None:
     for target in config["targets"]:
         if target not in config["comparisons"]:
@@ -172,10 +205,22 @@ def _check_references(config: Config) -> None:
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:
+    """Check that windows fit into a scan and that the last one ends with its last line."""
     window = config["experiments"][name]["window"]
+    if not window:
+        return
     lines = config["datasets"][config["comparisons"][comparison]["dataset"]]["store"]["lines"]
-    if window and window["lines"] > lines:
+    where = f"config: experiments.{name}.window"
+    rest = lines - window["lines"]
+    if rest < 0:
         raise UserError(
-            f"config: experiments.{name}.window.lines: {window['lines']} lines do not fit into "
+            f"{where}.lines: {window['lines']} lines do not fit into "
             f"the {lines} lines of a scan (datasets.*.store.lines); choose fewer"
+        )
+    if rest % window["stride"]:
+        fitting = [str(stride) for stride in range(1, rest + 1) if rest % stride == 0]
+        raise UserError(
+            f"{where}.stride: windows of {window['lines']} lines every {window['stride']} leave "
+            f"the last {rest % window['stride']} of the {lines} lines of a scan "
+            f"(datasets.*.store.lines) unread; strides that fit: {', '.join(fitting)}"
         )

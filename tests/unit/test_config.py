@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,14 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from scanbench import plan
+from scanbench.augment import Augmentation
 from scanbench.config import resolve
 from scanbench.errors import UserError
+from scanbench.learning import Settings
+from scanbench.splits import DEFAULTS
+from scanbench.tipstate.ingest import IngestOptions
+from scanbench.tipstate.labels import ScoreSheet
+from scanbench.tipstate.simulate import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8"))
@@ -31,6 +39,40 @@ def objects(schema: Any, path: str = "") -> list[tuple[str, dict]]:
 
 def test_schema_is_valid() -> None:
     Draft202012Validator.check_schema(SCHEMA)
+
+
+def plain(value: Any) -> Any:
+    """Return a default as YAML would hold it."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def own_defaults(kind: Any) -> dict[str, Any]:
+    return {field.name: plain(getattr(kind(), field.name)) for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("part", "defaults", "elsewhere"),
+    [
+        ("simulate", own_defaults(Spec), set()),
+        # Classes and score sheet have keys of their own beside `ingest`.
+        ("ingest", own_defaults(IngestOptions), {"classes", "labels"}),
+        ("scoreSheet", own_defaults(ScoreSheet), set()),
+        ("training", own_defaults(Settings), set()),
+        ("augmentation", own_defaults(Augmentation), set()),
+        ("split", DEFAULTS, {"scheme"}),
+    ],
+)
+def test_the_schema_has_the_defaults_of_what_it_feeds(
+    part: str, defaults: dict, elsewhere: set
+) -> None:
+    schema = {
+        key: rule["default"]
+        for key, rule in SCHEMA["$defs"][part]["properties"].items()
+        if "default" in rule
+    }
+    assert schema == {key: value for key, value in defaults.items() if key not in elsewhere}
 
 
 def test_unknown_keys_are_refused_at_every_level() -> None:
@@ -90,6 +132,17 @@ def test_runs_are_every_experiment_fold_and_seed_once() -> None:
     assert len(runs) == len(set(runs)) == len(wanted["experiments"]) * 5 * len(wanted["seeds"])
 
 
+@pytest.mark.parametrize("overlay", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_overlay_resolves_with_the_configuration(overlay: Path) -> None:
+    def merged(below: Any, above: Any) -> Any:
+        if isinstance(below, dict) and isinstance(above, dict):
+            return {k: merged(below.get(k), above.get(k, below.get(k))) for k in below | above}
+        return above
+
+    config = merged(CONFIG, yaml.safe_load(overlay.read_text("utf-8")))
+    assert resolve(config, SCHEMA)["targets"] == config["targets"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "line"),
     [
@@ -104,6 +157,43 @@ def test_runs_are_every_experiment_fold_and_seed_once() -> None:
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
         (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),
         (("study",), "tipstat", "config: study"),
+        (
+            ("datasets", "simulated", "simulate", "shares", "atom"),
+            0.5,
+            "config: datasets.simulated.simulate.shares.atom: no class 'atom'; "
+            "did you mean 'atoms'?",
+        ),
+        (
+            ("datasets", "h-si100", "labels", "merge", "row"),
+            ["Rows"],
+            "config: datasets.h-si100.labels.merge.row: no class 'row'; did you mean 'rows'?",
+        ),
+        (
+            ("training", "learning_rate"),
+            math.nan,
+            "config: training.learning_rate: nan is not a finite number",
+        ),
+        (
+            ("datasets", "simulated", "simulate", "noise_pm"),
+            [0.5, math.inf],
+            "config: datasets.simulated.simulate.noise_pm.1: inf is not a finite number",
+        ),
+        (
+            ("experiments", "vit", "options"),
+            {"dropout": -math.inf},
+            "config: experiments.vit.options.dropout: -inf is not a finite number",
+        ),
+        (
+            ("experiments", "causal-w20", "window"),
+            {"lines": 118, "stride": 4},
+            "leave the last 2 of the 128 lines of a scan (datasets.*.store.lines) unread; "
+            "strides that fit: 1, 2, 5, 10",
+        ),
+        (
+            ("experiments", "causal-w20", "window"),
+            {"lines": 129},
+            "129 lines do not fit into the 128 lines",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(path: tuple, value: Any, line: str) -> None:
