@@ -1,8 +1,14 @@
-"""Time the store: writing it, and reading windows from it, against the plain ways.
+"""Time ingest and convert against bare h5py writes, and windows against a plain loop.
 
-`python benchmarks/io.py [--scans N]` prints a Markdown table. Times are CPU seconds of this
-process; the ways compared are run in turn and the best of each is taken, so that a busy machine
-disturbs ratios little. Each memory figure is the peak of a process of its own.
+`python benchmarks/io.py [--scans N]` prints Markdown tables. Times are CPU seconds of this process,
+which works in one thread; the ways compared are run in turn and the best of each is taken, so that
+a busy machine disturbs ratios little. Each memory figure is the peak of a process of its own.
+
+"The same arrays" are the heights that the instrument files hold, float32 [lines, pixels] of one
+channel, forward and backward: ingest takes all of them. Where the store has another size, they are
+compared with bare writes of what the store holds too. A bare write is `dataset[k] = x` for every
+scan, from memory, one chunk a scan, without flushing to disk; "with filters" gives the dataset the
+compression and checksums of the store.
 """
 
 from __future__ import annotations
@@ -23,8 +29,10 @@ from numpy.typing import NDArray
 
 from scanbench.convert import convert
 from scanbench.files import replacing_folder
-from scanbench.scans import ScansWriter, iterate_heights, read_manifest
+from scanbench.scans import ScansWriter
 from scanbench.store import Store
+from scanbench.tipstate.ingest import ingest
+from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.windows import WindowReader
 
 SIZE = 128
@@ -69,7 +77,7 @@ def bare_write(scans: list[NDArray[np.float32]], path: Path, **filters: object) 
             data[k] = x
 
 
-def cpu_seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
+def cpu_seconds(*ways: Callable[[], object], rounds: int = 5) -> list[float]:
     best = [float("inf")] * len(ways)
     for _ in range(rounds):
         for k, way in enumerate(ways):
@@ -79,31 +87,60 @@ def cpu_seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
     return best
 
 
-def time_convert(folder: Path, size: int, n: int) -> None:
+def write_instrument_files(folder: Path, scans: list[NDArray[np.float32]]) -> None:
+    """Write scans as .sxm files, the forward and the backward scan of one frame in each."""
+    header = Header(width_m=1e-8, height_m=1e-8, line_time_s=0.2, bias_v=-2.0, setpoint_a=2e-11)
+    folder.mkdir(parents=True)
+    for k, (forward_LP, backward_LP) in enumerate(zip(scans[::2], scans[1::2], strict=True)):
+        channel = Channel(unit="m", forward_LP=forward_LP, backward_LP=backward_LP)
+        write_sxm(folder / f"{k:05d}.sxm", header, {"Z": channel})
+
+
+def time_store(folder: Path, size: int, stored: int, n: int) -> None:
+    """Print a table of ways to bring `n` scans of `size` into HDF5, stored at another size."""
     scans = simulated(n, size)
-    write_scans(folder / "scans", scans)
+    write_instrument_files(folder / "source", scans)
+    convert_spec = {"lines": stored, "pixels": stored}
 
-    def read_and_write() -> None:
-        manifest = read_manifest(folder / "scans")
-        bare_write(list(iterate_heights(folder / "scans", manifest)), folder / "bare.h5")
+    def run_ingest() -> None:
+        spec = {"directions": ["forward", "backward"], "group": "scan"}
+        ingest(spec, folder / "source", None, folder / "scans")
 
-    bare, filtered, read, ours = cpu_seconds(
-        lambda: bare_write(scans, folder / "bare.h5"),
-        lambda: bare_write(
-            scans, folder / "bare.h5", fletcher32=True, **hdf5plugin.Bitshuffle(cname="lz4")
+    def run_convert() -> None:
+        convert(convert_spec, folder / "scans", folder / "store.h5")
+
+    run_ingest()
+    run_convert()
+    with Store(folder / "store.h5") as store:
+        held = list(store.read(np.arange(n)))
+
+    filters = {"fletcher32": True, **hdf5plugin.Bitshuffle(cname="lz4")}
+    ways: dict[str, Callable[[], object]] = {
+        f"bare write of {size}×{size}": lambda: bare_write(scans, folder / "bare.h5"),
+        f"bare write of {size}×{size} with filters": lambda: bare_write(
+            scans, folder / "bare.h5", **filters
         ),
-        read_and_write,
-        lambda: convert({}, folder / "scans", folder / "store.h5"),
-    )
-    megabytes = n * size * size * 4 / 1e6
-    for name, seconds in (
-        ("bare h5py write from memory", bare),
-        ("the same, with the store's compression and checksums", filtered),
-        ("NPZ shards read and written bare", read),
-        (f"`scanbench convert` to {SIZE}×{SIZE}", ours),
-    ):
-        what = f"{n} scans of {size}×{size}"
-        print(f"| {what} | {name} | {megabytes / seconds:.0f} MB/s | {bare / seconds:.2f} |")
+    }
+    if stored != size:
+        ways |= {
+            f"bare write of {stored}×{stored}": lambda: bare_write(held, folder / "bare.h5"),
+            f"bare write of {stored}×{stored} with filters": lambda: bare_write(
+                held, folder / "bare.h5", **filters
+            ),
+        }
+    bare = len(ways)
+    ways |= {"`scanbench ingest`": run_ingest, "`scanbench convert`": run_convert}
+    seconds = cpu_seconds(*ways.values())
+    seconds.append(seconds[-2] + seconds[-1])
+
+    print(f"\n{n} scans of {size}×{size} from .sxm files, stored at {stored}×{stored}:\n")
+    columns = ["way", "µs CPU a scan", "MB/s of heights read"]
+    columns += [f"throughput ÷ {way}" for way in list(ways)[:bare]]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for way, own in zip((*ways, "ingest + convert"), seconds, strict=True):
+        cells = [way, f"{own / n * 1e6:.0f}", f"{n * size * size * 4 / 1e6 / own:.0f}"]
+        cells += [f"{other / own:.2f}" for other in seconds[:bare]]
+        print("| " + " | ".join(cells) + " |")
 
 
 def naive_windows(path: Path, order: NDArray[np.int64], first: NDArray[np.int64]) -> float:
@@ -168,9 +205,8 @@ def main() -> None:
         print(windows, seconds, peak_memory_mb())
         return
     with tempfile.TemporaryDirectory() as folder:
-        print("| arrays | way | throughput | ratio |\n|---|---|---|---|")
-        for size, n in ((128, 1024), (300, 512)):
-            time_convert(Path(folder, str(size)), size, n)
+        for size, stored, n in ((128, 128, 1024), (300, 128, 512), (512, 512, 128)):
+            time_store(Path(folder, f"{size}-{stored}"), size, stored, n)
         print("\n| way | windows | throughput | ratio | peak memory |\n|---|---|---|---|---|")
         time_windows(Path(folder, "windows"), args.scans, args.memory_mb)
 

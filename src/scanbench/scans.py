@@ -7,8 +7,15 @@ See `docs/formats.md`. Any study writes it with `ScansWriter` and reads it with 
 from __future__ import annotations
 
 import csv
+import io
+import mmap
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +53,13 @@ COLUMNS = {
     "responses": "maybe int",
     "change_line": "maybe int",
 }
+# Of a ZIP entry's header, the lengths of the name and of the extra field that follow it.
+_LOCAL_HEADER = struct.Struct("<26xHH")
+# What `zipfile` and NumPy make of a damaged file; RuntimeError: it seems to be encrypted.
+_BROKEN = (
+    OSError, EOFError, ValueError, KeyError, RuntimeError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _DTYPES: dict[str, Any] = {"int": "int64", "maybe int": "Int64", "float": "float64"}
 
 
@@ -102,8 +116,7 @@ class ScansWriter:
         # What np.savez writes, but one array at a time: entries carry no time, so the same scans
         # give the same bytes.
         with self._shard.open(f"{key}.npy", "w", force_zip64=True) as file:
-            header = np.lib.format.header_data_from_array_1_0(heights_LP)
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(_npy_header(*heights_LP.shape))
             file.write(heights_LP.data.cast("B"))
         self._count += 1
         lines, pixels = heights_LP.shape
@@ -197,24 +210,64 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
 def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
     """Yield the heights of each row of a manifest, float32 [lines, pixels], in its order.
 
+    Arrays cannot be written to: they are views of the shard, which the system reads when asked.
+
     Raises
     ------
     UserError
         If a shard or an array in it is missing, broken, a pickle, or not of the stated shape.
     """
     folder = Path(folder)
-    for shard, rows in manifest.groupby("shard", sort=False):
-        if Path(str(shard)).name != shard:
+    # Only what is needed, as Python's own values: a pandas row costs as much as a small scan.
+    columns = [manifest[name].tolist() for name in ("shard", "key", "lines", "pixels")]
+    for shard, rows in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        if Path(shard).name != shard:
             raise UserError(f"{folder / 'manifest.csv'}: shard {shard!r} is not a file name")
-        path = folder / str(shard)
+        path = folder / shard
         try:
-            with np.load(path, allow_pickle=False) as file:
-                for row in rows.itertuples():
-                    heights_LP = file[row.key]
-                    if heights_LP.shape != (row.lines, row.pixels):
-                        raise ValueError(f"{row.key} has shape {heights_LP.shape}")
+            with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                for _, key, lines, pixels in rows:
+                    entry = archive.getinfo(f"{key}.npy")
+                    heights_LP = _array(_content(mapped, archive, entry), lines, pixels)
+                    if heights_LP.shape != (lines, pixels):
+                        raise ValueError(f"{key} has shape {heights_LP.shape}")
                     if heights_LP.dtype != np.float32:
-                        raise ValueError(f"{row.key} holds {heights_LP.dtype}, not float32")
+                        raise ValueError(f"{key} holds {heights_LP.dtype}, not float32")
                     yield heights_LP
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except _BROKEN as error:
             raise UserError(f"{path}: broken shard ({error}); run ingest again") from error
+
+
+def _content(mapped: mmap.mmap, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
+    """Return an entry's bytes; where it is not compressed, as a view of the file, not a copy.
+
+    `zipfile` reads in small pieces, at a third of the speed.
+    """
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return memoryview(archive.read(entry))
+    name_length, extra_length = _LOCAL_HEADER.unpack_from(mapped, entry.header_offset)
+    start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    content = memoryview(mapped)[start : start + entry.file_size]
+    if zlib.crc32(content) != entry.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
+    return content
+
+
+def _array(content: memoryview, lines: int, pixels: int) -> NDArray[Any]:
+    """Return the array of a .npy file, without parsing a header that is as `add` writes it."""
+    header = _npy_header(lines, pixels)
+    if content[: len(header)] == header and len(content) == len(header) + 4 * lines * pixels:
+        return np.frombuffer(content, "<f4", offset=len(header)).reshape(lines, pixels)
+    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+@lru_cache
+def _npy_header(lines: int, pixels: int) -> bytes:
+    """Return what a .npy file of float32 [lines, pixels] begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": (lines, pixels)}
+    )
+    return file.getvalue()

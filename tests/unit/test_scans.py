@@ -34,7 +34,9 @@ def write(folder, heights, **columns):
     return folder
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
 @given(
     st.lists(
         arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 5))), min_size=1, max_size=7
@@ -128,6 +130,33 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match="broken shard"):
         list(iterate_heights(folder, read_manifest(folder)))
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_a_shard_is_refused_or_harmless(tmp_path, place, bit):
+    heights = [np.arange(k, k + 6, dtype=np.float32).reshape(2, 3) for k in range(2)]
+    folder = write(tmp_path / "scans", heights)
+    shard = folder / "shard-00000.npz"
+    content = bytearray(shard.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    shard.write_bytes(content)
+    try:
+        back = list(iterate_heights(folder, read_manifest(folder)))
+    except UserError:
+        return
+    np.testing.assert_array_equal(back, heights)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_shards_that_numpy_wrote_are_read_too(tmp_path, save, order):
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    folder = write(tmp_path / "scans", [x])
+    save(folder / "shard-00000.npz", **{"scan-000000": np.asarray(x, order=order)})
+    np.testing.assert_array_equal(next(iterate_heights(folder, read_manifest(folder))), x)
 
 
 def test_a_pickle_in_a_shard_is_refused(tmp_path):

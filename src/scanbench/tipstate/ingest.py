@@ -268,7 +268,7 @@ def _walk(
                 ignored[file] = "hidden, or no file"
             elif suffix_of(path) not in FORMATS:
                 ignored[file] = "label table" if path == table else "not a known scan format"
-            elif not path.resolve().is_relative_to(root):
+            elif path.is_symlink() and not path.resolve().is_relative_to(root):
                 ignored[file] = "link that leaves the data folder"
             elif is_other_channel(path, read_options):
                 ignored[file] = f"not channel {options.channel}"
