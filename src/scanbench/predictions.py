@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
-from scanbench.splits import read_split
+from scanbench.split_file import read_split
 from scanbench.store import Store
 
 INTEGERS = ("label", "fold", "seed", "first_line", "lines_seen")
@@ -333,7 +333,9 @@ def scan_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading:
 
     A model that sees the scan from its first line has one final answer. For a model that sees
     windows, the answer is the mean of the probabilities over the scan's windows (the sum rule of
-    Kittler et al., IEEE TPAMI 20, 226 (1998)), so that it has used every line, as its rivals have.
+    Kittler et al., IEEE TPAMI 20, 226 (1998)), so that it has used every line that its windows
+    cover. Those are all lines of a scan if its lines past the first window are a multiple of the
+    stride; else the last ones, fewer than a stride, are in no window.
     """
     columns = class_columns(classes)
     final = table[table["final"]]
@@ -352,10 +354,14 @@ def scan_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading:
 def lines_reading(table: pd.DataFrame, classes: Sequence[str], lines: int) -> Reading | None:
     """Read the latest answer that each scan had by line `lines`, or None where one had none.
 
-    Only answers with `lines_seen` ≤ `lines` count, so a scan that is shorter keeps its last. Where
-    two windows answer at the same line, the one that began earlier, and so saw more, counts.
+    Only answers with `lines_seen` ≤ `lines` count, so a scan that is shorter keeps its last.
+    Windows count once they have ended: an answer inside a window rests on fewer lines, in turn few
+    and many as one window follows another, and a model trained on its last answer never learned to
+    give it. Where two windows end at the same line, the one that began earlier, and so saw more,
+    counts.
     """
-    seen = table[table["lines_seen"] <= lines]
+    seen = table[table["final"]] if is_windowed(table) else table
+    seen = seen[seen["lines_seen"] <= lines]
     key = ["seed", "scan_id"]
     ordered = seen.sort_values(
         [*key, "lines_seen", "first_line"], ascending=[True, True, True, False], kind="stable"

@@ -242,6 +242,16 @@ def test_a_window_model_answers_with_the_last_window_that_has_ended():
     assert (reading.p_SNC[0] == expected[P].to_numpy()).all()
 
 
+@pytest.mark.parametrize(("lines", "ended"), [(8, 8), (15, 8), (20, 16), (31, 24), (99, 32)])
+def test_answers_inside_a_window_do_not_count_before_it_has_ended(lines, ended):
+    asked_each_line = tuple((first, range(first + 1, first + 9)) for first in range(0, 25, 8))
+    frame = table(EVERY, skill=1, samples=asked_each_line)
+    reading = lines_reading(frame, CLASSES, lines)
+    expected = frame[frame["lines_seen"] == ended].sort_values("scan_id")
+    assert (reading.p_SNC[0] == expected[P].to_numpy()).all()
+    assert lines_reading(frame, CLASSES, 7) is None
+
+
 def test_of_two_windows_that_answer_at_the_same_line_the_longer_counts():
     frame = table(EVERY, skill=1, samples=((0, (8,)), (4, (8,))))
     reading = lines_reading(frame, CLASSES, 8)

@@ -113,12 +113,20 @@ def test_a_mistake_is_one_line_and_leaves_no_record(
     assert named.startswith("key") or not (tmp_path / "out" / "render.json").exists()
 
 
-def test_where_windows_overlap_the_one_that_saw_more_answers() -> None:
+def test_windows_answer_when_they_end_and_of_two_the_one_that_saw_more() -> None:
+    """As the evaluation reads them; an answer inside a window does not count."""
     table = pd.DataFrame(
-        {"scan_id": "s", "seed": 0, "first_line": [10, 0, 0], "lines_seen": [20, 20, 5],
-         **{f"p_{c}": [float(c == k) for k in (CLASSES[0], CLASSES[1], CLASSES[2])]
-            for c in CLASSES}}
+        {"scan_id": "s", "seed": 0, "first_line": [10, 0, 0, 15], "lines_seen": [20, 20, 5, 18],
+         **{f"p_{c}": [float(c == k) for k in CLASSES] for c in CLASSES}}
     )  # fmt: skip
     answers = line_answers(table, "s", CLASSES)
-    assert list(answers.index) == [5, 20]
+    assert list(answers.index) == [18, 20]
     assert answers.loc[20, CLASSES[1]] == 1
+
+
+def test_a_scan_that_is_followed_from_its_first_line_shows_every_answer() -> None:
+    table = pd.DataFrame(
+        {"scan_id": "s", "seed": 0, "first_line": 0, "lines_seen": [20, 5, 9],
+         **{f"p_{c}": 0.25 for c in CLASSES}}
+    )  # fmt: skip
+    assert list(line_answers(table, "s", CLASSES).index) == [5, 9, 20]

@@ -30,6 +30,7 @@ from scanbench.plotting import (
     plain,
     styled,
 )
+from scanbench.predictions import is_windowed
 from scanbench.render import Drawing, Material
 from scanbench.store import Store
 
@@ -94,13 +95,14 @@ class Example:
 def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]) -> pd.DataFrame:
     """Return a scan's probabilities by lines seen, as means over the seeds.
 
-    Where two windows answer at the same line, the one that began earlier, and so saw more, counts,
-    as in the evaluation.
+    As in the evaluation, windows count once they have ended, and where two end at the same line,
+    the one that began earlier, and so saw more, counts.
 
     Parameters
     ----------
     predictions
-        Rows of `predictions.parquet` of all runs of one experiment.
+        Rows of `predictions.parquet` of all runs of one experiment; all its scans tell whether it
+        looks at windows.
     scan_id
         The scan.
     classes
@@ -111,7 +113,11 @@ def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]
     DataFrame
         Index `lines_seen`, rising; columns `classes`.
     """
-    rows = predictions[predictions["scan_id"] == scan_id].sort_values("first_line", kind="stable")
+    rows = predictions[predictions["scan_id"] == scan_id].sort_values(
+        ["first_line", "lines_seen"], kind="stable"
+    )
+    if is_windowed(predictions):
+        rows = rows.drop_duplicates(["seed", "first_line"], keep="last")
     rows = rows.drop_duplicates(["seed", "lines_seen"], keep="first")
     columns = [f"p_{c}" for c in classes]
     mean = rows.groupby("lines_seen")[columns].mean().sort_index()
