@@ -24,7 +24,7 @@ from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.predictions import class_columns
 from scanbench.runs import META, WEIGHTS, Run, load_run, valid_answers
-from scanbench.splits import read_split
+from scanbench.split_file import read_split
 from scanbench.store import FloatArray, Store
 from scanbench.windows import WindowIndex
 

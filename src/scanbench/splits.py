@@ -6,7 +6,6 @@ knows more about the others than about a session to come. Groups are therefore a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from scanbench.audit import audit
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import write_json
+from scanbench.split_file import PARTS, SCHEMA_VERSION, first_repeated
 from scanbench.store import Store
 
-SCHEMA_VERSION = 1
-PARTS = ("train", "validation", "test")
 DEFAULTS: dict[str, Any] = {
     "scheme": "kfold",
     "folds": 5,
@@ -84,7 +82,7 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         )
     usable = usable[np.argsort(store.scan_id[usable])]
     scan_id, label = store.scan_id[usable], store.label[usable].astype(np.int64)
-    if repeated := _first_repeated(scan_id):
+    if repeated := first_repeated(scan_id):
         raise UserError(f"{store.path}: scan {repeated!r} stands twice; convert the scans again")
     group = scan_id if scheme == "random" else store.group[usable]
 
@@ -262,56 +260,3 @@ def _counts(
             {**row, "scans": int(inside.sum()), **dict(zip(classes, per_class, strict=True))}
         )
     return rows
-
-
-def _first_repeated(names: NDArray[Any]) -> str | None:
-    """Return the first of sorted names that stands twice."""
-    repeated = np.flatnonzero(names[1:] == names[:-1])
-    return str(names[repeated[0]]) if len(repeated) else None
-
-
-def read_split(path: str | Path, store: Store | None = None) -> dict[str, Any]:
-    """Read a split file and check it.
-
-    Parameters
-    ----------
-    path
-        The JSON file.
-    store
-        If given, the split must have been made from this very store.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or malformed, a scan stands in two parts of a fold, or the store is
-        another.
-    """
-    path = Path(path)
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `scanbench split`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); split again") from None
-    if not isinstance(split, dict) or split.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{path}: not a split file of schema_version {SCHEMA_VERSION}; split again")
-    for key, kind in (("store_sha256", str), ("classes", list), ("folds", list), ("seed", int)):
-        if not isinstance(split.get(key), kind):
-            raise UserError(f"{path}: {key} is missing or no {kind.__name__}; split again")
-    if not split["folds"]:
-        raise UserError(f"{path}: folds is empty; split again")
-    for number, fold in enumerate(split["folds"]):
-        if not isinstance(fold, dict) or set(fold) != set(PARTS):
-            raise UserError(f"{path}: fold {number} must have {', '.join(PARTS)}; split again")
-        names = [name for part in PARTS for name in fold[part]]
-        if not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path}: fold {number}: scan ids must be text; split again")
-        if repeated := _first_repeated(np.sort(np.array(names, dtype=str))):
-            raise UserError(f"{path}: fold {number}: scan {repeated!r} stands twice; split again")
-    if store is not None:
-        if split["store_sha256"] != store.sha256:
-            raise UserError(f"{path}: was made from another store than {store.path}; split again")
-        for fold in split["folds"]:
-            for part in PARTS:
-                store.index_of(fold[part])
-    return split

@@ -39,7 +39,7 @@ from scanbench.learning import (
     resolve_precision,
 )
 from scanbench.runs import build_model, resolved_options, save_run, shortest_sample, valid_answers
-from scanbench.splits import read_split
+from scanbench.split_file import read_split
 from scanbench.store import Store
 from scanbench.windows import WindowReader
 

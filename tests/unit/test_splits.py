@@ -11,7 +11,8 @@ from scans_folder import heights, write_scans
 
 from scanbench.convert import convert
 from scanbench.errors import UserError
-from scanbench.splits import PARTS, make_split, partition, read_split, write_split
+from scanbench.split_file import PARTS, read_split
+from scanbench.splits import make_split, partition, write_split
 from scanbench.store import Store
 
 CLASSES = ["atoms", "rows"]

@@ -22,7 +22,7 @@ from small_study import CLASSES, ids, spec
 from torch import nn
 from torch.nn import functional as F
 
-from scanbench import learning
+from scanbench import learning, sources
 from scanbench.augment import Augmentation
 from scanbench.errors import UserError
 from scanbench.learning import Settings, from_config, learning_rate, parameter_groups
@@ -80,6 +80,17 @@ def test_a_test_scan_in_the_training_part_is_refused(
     leaky.write_text(json.dumps(document))
     with pytest.raises(UserError, match="stands twice"):
         train(spec(), store, leaky, tmp_path / "run")
+
+
+def test_only_what_can_change_a_run_trains_it_again() -> None:
+    """The workflow trains again when one of these files is edited: hours, where it is not needed.
+
+    `sources` names the checkpoint and `provenance` writes `train.json`, which is part of the run.
+    """
+    names = {path.stem for path in sources.closure("scanbench.training")}
+    shared = {"__init__", "errors", "files", "provenance", "sources"}
+    reading = {"split_file", "store", "windows"}
+    assert names == shared | reading | {"augment", "learning", "runs", "training"}
 
 
 # ------------------------------------------------------------------------------------- the loss
