@@ -46,9 +46,11 @@ def fetch(args: Arguments) -> None:
 
 def ingest(args: Arguments) -> None:
     """Read raw files into scans, and list every file as read, refused or ignored."""
-    found = _of_study(args, "ingest")(
-        {**args.spec, "workers": args.workers}, args.folder, args.labels, args.out
-    )
+    spec = {**args.spec, "workers": args.workers}
+    try:
+        found = _of_study(args, "ingest")(spec, args.folder, args.labels, args.out)
+    except UserError as error:
+        raise UserError(f"{args.dataset}: {error}" if args.dataset else str(error)) from None
     _print_ingested(found, args.quiet)
 
 
@@ -186,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     fetched.add_argument("--local", type=Path, help="a local clone, instead of downloading")
     read = command("ingest", ingest, "folder", "out")
     read.add_argument("--labels", type=Path, help="table of labels (CSV, TSV, XLSX)")
+    read.add_argument("--dataset", help="name of the data set, for messages")
     read.add_argument("--quiet", action="store_true", help="list only the files that are refused")
     for sub in (simulated, read):
         sub.add_argument("--workers", type=int, default=1, help="processes to use")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -76,7 +77,11 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
     change = manifest["change_line"].fillna(-1).to_numpy(np.int64) * lines // planned
     change = np.where((change < 0) | (change >= n_lines), -1, change)
 
-    with replacing(out) as part, h5py.File(part, "w", libver=_LIBVER) as file:
+    with (
+        replacing(out) as part,
+        _DiskFile(part, "w+") as disk,
+        h5py.File(disk, "w", libver=_LIBVER) as file,
+    ):
         attributes = {
             "study": str(options["study"]),
             "classes": json.dumps(classes, ensure_ascii=False),
@@ -104,6 +109,7 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
         for block_NLP in _resampled_blocks(manifest, scans, lines, pixels):
             rows = slice(len(scan_sha256), len(scan_sha256) + len(block_NLP))
             heights[rows] = block_NLP
+            disk.check(out)
             for name, values in line_statistics(block_NLP, n_lines[rows]).items():
                 statistics[name][rows] = values
             scan_sha256 += [sha256_of_scan(x_LP) for x_LP in block_NLP]
@@ -119,6 +125,43 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
         _write_text(file, "scan_sha256", scan_sha256)
         file.flush()
         file.attrs["complete"] = 1
+        file.flush()
+        disk.check(out)
+
+
+class _DiskFile(io.FileIO):
+    """A file that keeps its first error for `check`, and takes what is written after it as written.
+
+    HDF5 cannot close a file that it failed to write: it complains of every object in turn and then
+    crashes when the process ends, whatever was caught.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+    def check(self, path: str | Path) -> None:
+        """Raise the first error, in the name of `path`."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, str(path))
 
 
 def _resampled_blocks(

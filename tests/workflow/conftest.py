@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from browsing import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -21,7 +24,7 @@ PROJECT = ("Snakefile", "config.yaml", "config", "envs", "profiles", "src", "wor
 Job = tuple[str, str]
 
 
-def merge(base: dict, change: dict) -> dict:
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Merge as Snakemake merges overlays: dicts deeply, everything else replaced."""
     merged = dict(base)
     for key, value in change.items():
@@ -36,6 +39,16 @@ class Project:
 
     folder: Path
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which commands use the sources of the copy."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(self.folder / "src"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+
     def snakemake(
         self, *arguments: str, config: dict | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
@@ -49,14 +62,8 @@ class Project:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment in the copy, with the copy's sources."""
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(self.folder / "src"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-        }
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
         if check and done.returncode:
             pytest.fail(f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
@@ -109,8 +116,34 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Give a copy in which the tiny study has run; tests that change it restore it."""
-    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    project.snakemake("--cores", "2")
-    return project
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
+    """Give a copy in which the tiny study has run; tests that change it restore it.
+
+    The study runs once, however many workers pytest has; each gets a copy of its own.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    run = shared / "tiny-run"
+    with (shared / "tiny-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run.exists():
+            project = copy_project(shared / "tiny-run.part")
+            project.snakemake("--cores", "2")
+            project.folder.rename(run)
+    # Snakemake sees no change: times are copied, and its records name paths inside the project.
+    return Project(Path(shutil.copytree(run, own / "finished", symlinks=True)))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Give a headless Chromium of the system."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    if path is None:
+        pytest.skip("no chromium found: install one or set SCANBENCH_CHROMIUM")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with (
+        sync_api.sync_playwright() as play,
+        play.chromium.launch(executable_path=path, args=arguments) as opened,
+    ):
+        yield opened

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from conftest import ROOT, Project
 
@@ -20,11 +22,34 @@ def test_the_full_study_plans_exactly_its_runs(project: Project) -> None:
     assert counts["train"] == counts["predict"] == str(8 * 5 * 3)
 
 
-def test_slurm_profile_plans_as_typed(project: Project) -> None:
+def resources(text: str) -> dict[str, list[dict[str, str]]]:
+    """Read the resources of every job from what a dry run prints, by rule."""
+    found: dict[str, list[dict[str, str]]] = {}
+    rule = ""
+    for line in text.splitlines():
+        if header := re.match(r"(?:local)?rule (\w+):$", line):
+            rule = header[1]
+        elif line.startswith("    resources: "):
+            items = line.removeprefix("    resources: ").split(", ")
+            found.setdefault(rule, []).append(dict(item.split("=", 1) for item in items))
+    return found
+
+
+def test_slurm_profile_plans_as_typed_and_asks_for_one_gpu_where_one_is_used(
+    project: Project,
+) -> None:
     done = project.run("snakemake", "--profile", "slurm", "--dry-run")
-    text = done.stdout + done.stderr
-    assert "slurm_partition=gpu" in text
-    assert "slurm_partition=cpu" in text
+    by_rule = resources(done.stdout + done.stderr)
+    assert set(by_rule) >= {"fetch", "ingest", "convert", "split", "train", "predict", "evaluate"}
+    for rule, jobs in by_rule.items():
+        on_gpu = rule in ("train", "predict")
+        for job in jobs:
+            # The plugin turns `gpu` into `--gpus`; beside it, `gres` would ask a second time.
+            assert job.get("gpu") == ("1" if on_gpu else None)
+            assert "gres" not in job
+            if rule != "all":
+                assert job["slurm_partition"] == ("gpu" if on_gpu else "cpu")
+                assert int(job["mem_mb"]) >= 600
 
 
 MISTAKES = {

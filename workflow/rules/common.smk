@@ -92,6 +92,11 @@ def reader_code():
     return code(*sources.modules(f"scanbench.{config['study']}.readers"))
 
 
+def of_run(name, below="results"):
+    """Give the pattern of a file in the folder of a run."""
+    return f"{below}/{plan.RUN}/{name}"
+
+
 def predictions(wildcards):
     """List the prediction tables that a comparison needs."""
     return [

@@ -16,10 +16,11 @@ rule simulate:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: config["datasets"][wildcards.dataset]["simulate"]["workers"]
     params:
+        study=config["study"],
         spec=lambda wildcards: plan.simulate_spec(config, wildcards.dataset),
     shell:
-        "scanbench simulate --study {config[study]} --spec {params.spec:q} --workers {threads} {output:q}"
-        " 2>&1 | tee {log:q}"
+        "scanbench simulate --study {params.study} --spec {params.spec:q} --workers {threads}"
+        " {output:q} 2>&1 | tee {log:q}"
 
 
 rule fetch:
@@ -37,10 +38,11 @@ rule fetch:
     conda:
         "../../envs/scanbench.yaml"
     params:
+        study=config["study"],
         local=clone_option,
         files=user_files,
     shell:
-        "scanbench fetch --study {config[study]} {params.local:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench fetch --study {params.study} {params.local:q} {output:q} 2>&1 | tee {log:q}"
 
 
 rule ingest:
@@ -59,10 +61,12 @@ rule ingest:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: config["datasets"][wildcards.dataset]["ingest"]["workers"]
     params:
+        study=config["study"],
         spec=lambda wildcards: plan.ingest_spec(config, wildcards.dataset),
         source=lambda wildcards: plan.source_path(config, wildcards.dataset),
         labels=label_option,
         files=user_files,
     shell:
-        "scanbench ingest --study {config[study]} --quiet --spec {params.spec:q} --workers {threads} {params.labels:q}"
+        "scanbench ingest --study {params.study} --dataset {wildcards.dataset:q} --quiet"
+        " --spec {params.spec:q} --workers {threads} {params.labels:q}"
         " {params.source:q} {output:q} 2>&1 | tee {log:q}"

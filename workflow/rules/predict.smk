@@ -5,17 +5,17 @@ rule predict:
     input:
         store="results/data/{dataset}/store.h5",
         split="results/data/{dataset}/splits/{split}.json",
-        weights="results/" + plan.RUN + "/weights.safetensors",
-        model="results/" + plan.RUN + "/model.json",
+        weights=of_run("weights.safetensors"),
+        model=of_run("model.json"),
         code=code("scanbench.prediction"),
         model_code=model_code,
     output:
-        predictions="results/" + plan.RUN + "/predictions.parquet",
-        provenance="results/" + plan.RUN + "/predict.json",
+        predictions=of_run("predictions.parquet"),
+        provenance=of_run("predict.json"),
     log:
-        "results/logs/" + plan.RUN + "/predict.log",
+        of_run("predict.log", below="results/logs"),
     benchmark:
-        "results/benchmarks/" + plan.RUN + "/predict.tsv"
+        of_run("predict.tsv", below="results/benchmarks")
     conda:
         "../../envs/scanbench.yaml"
     resources:

@@ -8,14 +8,14 @@ rule train:
         code=code("scanbench.training"),
         model_code=model_code,
     output:
-        weights="results/" + plan.RUN + "/weights.safetensors",
-        model="results/" + plan.RUN + "/model.json",
-        history="results/" + plan.RUN + "/history.csv",
-        provenance="results/" + plan.RUN + "/train.json",
+        weights=of_run("weights.safetensors"),
+        model=of_run("model.json"),
+        history=of_run("history.csv"),
+        provenance=of_run("train.json"),
     log:
-        "results/logs/" + plan.RUN + "/train.log",
+        of_run("train.log", below="results/logs"),
     benchmark:
-        "results/benchmarks/" + plan.RUN + "/train.tsv"
+        of_run("train.tsv", below="results/benchmarks")
     conda:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: plan.threads(config, wildcards)

@@ -1,0 +1,105 @@
+"""The HTML report of a run: one file that opens from the disk, complete and without a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import Visit
+from conftest import ROOT, Project
+
+pytestmark = pytest.mark.workflow
+
+RULES = ("simulate", "ingest", "convert", "split", "train", "predict", "evaluate", "render")
+FIGURES = sorted(
+    path.stem
+    for path in (ROOT / "workflow/report").glob("*.rst")
+    if path.stem not in ("workflow", "main", "summary")
+)
+#: What Snakemake's own page says of its own libraries.
+KNOWN = ("cdn.tailwindcss.com should not be used in production", "The input spec uses Vega-Lite")
+
+
+@pytest.fixture(scope="module")
+def report(finished: Project) -> Path:
+    finished.snakemake("all", "--cores", "1", "--report", "report.html")
+    return finished.folder / "report.html"
+
+
+@pytest.fixture
+def visit(browser: Any, report: Path) -> Iterator[Visit]:
+    opened = Visit(browser, report, width=1200)
+    opened.page.set_default_timeout(20_000)
+    yield opened
+    assert [url for url in opened.asked if not url.startswith(("data:", "blob:"))] == [
+        report.as_uri()
+    ]
+    assert [text for text in opened.said if not text.startswith(KNOWN)] == []
+    opened.context.close()
+
+
+def open_results(visit: Visit) -> None:
+    visit.page.get_by_text("Results", exact=True).first.click()
+    visit.page.get_by_text("main table", exact=True).wait_for()
+
+
+def button(visit: Visit, result: str, icon: str) -> Any:
+    row = visit.page.locator("tr", has=visit.page.get_by_text(result, exact=True))
+    return row.locator(f'a[iconname="{icon}"]')
+
+
+def assert_rendered(text: str) -> None:
+    """Fail where markup was shown instead of what it means."""
+    assert not re.search(r"\{\{|\}\}|\{%|\*\*|``|\bUndefined\b|System Message", text), text
+
+
+def test_first_page_says_what_was_compared_and_how(visit: Visit) -> None:
+    text = visit.page.inner_text("body")
+    assert_rendered(text)
+    assert "4 experiments with 1 seed each on simulated H:Si(100), split sessions" in text
+    assert "The data are simulated." in text
+    assert visit.page.locator("li", has_text="Architectures on simulated scans").count() == 1
+
+
+def test_graph_of_steps_and_their_run_times_are_there(visit: Visit) -> None:
+    page = visit.page
+    page.locator("svg text", has_text="render").first.wait_for()
+    assert set(RULES) <= set(page.locator("svg text").all_inner_texts())
+    page.get_by_text("Statistics", exact=True).first.click()
+    page.locator("svg text", has_text="runtime [s]").first.wait_for()
+    assert set(RULES) <= set(page.locator("svg text").all_inner_texts())
+
+
+def test_every_result_has_a_caption_that_names_its_data(visit: Visit) -> None:
+    open_results(visit)
+    for result in (*FIGURES, "main table", "summary"):
+        button(visit, result, "information-circle").click()
+        visit.page.get_by_text("Job parameters").wait_for()
+        text = visit.page.locator("nav, aside, #menu, body").first.inner_text()
+        caption = text.upper().split("DESCRIPTION", 1)[1].split("SIZE", 1)[0]
+        assert_rendered(caption)
+        assert len(caption) > 150
+        assert "DATA: SIMULATED H:SI(100). SIMULATED DATA." in caption
+        visit.page.get_by_text("simulated", exact=True).first.click()
+
+
+def test_every_figure_opens(visit: Visit) -> None:
+    open_results(visit)
+    for figure in FIGURES:
+        button(visit, figure, "eye").click()
+        image = visit.page.locator(f'img[src*="filename={figure}.svg"]')
+        image.wait_for()
+        width, height = image.evaluate("i => [i.naturalWidth, i.naturalHeight]")
+        assert width > 100
+        assert height > 50
+
+
+def test_summary_opens_in_the_report(visit: Visit) -> None:
+    open_results(visit)
+    button(visit, "summary", "eye").click()
+    frame = visit.page.frame_locator("iframe")
+    frame.locator("img").first.wait_for()
+    assert frame.locator("img").count() == len(FIGURES)
