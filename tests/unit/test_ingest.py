@@ -144,7 +144,7 @@ def test_a_score_sheet_excludes_with_a_reason_and_short_scans_too(tmp_path):
     [
         ({}, ["day0", "day0", "day1", "day1"]),
         ({"group": "folder"}, ["day0", "day0", "day1", "day1"]),
-        ({"group": "scan"}, ["scan0", "scan1", "scan2", "scan3"]),
+        ({"group": "scan"}, [f"day{n // 2}/scan{n}.sxm" for n in range(4)]),
         ({"group": "regex", "group_pattern": r"[02]|[13]"}, ["0", "1", "2", "3"]),
         ({"group": "regex", "group_pattern": r"(sc)an(?P<group>\d)"}, ["0", "1", "2", "3"]),
         ({"group": "regex", "group_pattern": r"(sc)an(\d)"}, ["sc"] * 4),
@@ -153,6 +153,38 @@ def test_a_score_sheet_excludes_with_a_reason_and_short_scans_too(tmp_path):
 def test_groups_follow_their_rule(folder, tmp_path, spec, groups):
     ingest(spec, folder, None, tmp_path / "out")
     assert read_manifest(tmp_path / "out")["group"].tolist() == groups
+
+
+def test_all_directions_of_a_scan_are_one_group(folder, tmp_path):
+    spec = {"group": "scan", "directions": ["forward", "backward"]}
+    ingest(spec, folder, None, tmp_path / "out")
+    groups = read_manifest(tmp_path / "out")["group"]
+    assert groups.value_counts().to_dict() == {f"day{n // 2}/scan{n}.sxm": 2 for n in range(4)}
+
+
+def test_each_scan_of_a_container_may_be_a_group(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.stack([ramp(), 2 * ramp()]))
+    ingest({"group": "scan"}, tmp_path / "set.npz", None, tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["group"].tolist() == ["set-000000", "set-000001"]
+
+
+def test_up_and_down_frames_of_a_matrix_file_are_one_group(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("2014Mar01-093225--7_100.Z_mtrx", "2014Mar01-093225_0001.mtrx"):
+        shutil.copy(real("raw-spm", "nano-bio+pyMTRX", name), data / name)
+    ingest({"group": "scan"}, data, None, tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["group"].nunique() == 1
+
+
+@pytest.mark.parametrize("pattern", ["scan(?P<group>[0-2])?", "scan([0-2])", "scan[0-2]"])
+def test_a_file_without_a_group_in_its_name_is_refused_alone_and_unread(folder, tmp_path, pattern):
+    (folder / "day1" / "scan3.sxm").write_bytes(b"not read, so this does not matter")
+    spec = {"group": "regex", "group_pattern": pattern}
+    summary = ingest(spec, folder, None, tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["scan_id"].tolist() == ["scan0", "scan1", "scan2"]
+    reason = f"ingest.group_pattern {pattern!r} finds no group in its name"
+    assert ("day1/scan3.sxm", "refused", reason) in summary.inventory
 
 
 def test_an_npz_is_a_data_set_of_its_own(tmp_path):
@@ -265,7 +297,9 @@ def test_wrong_options_are_told_by_key(spec, message):
 def test_missing_groups_and_patterns_name_the_scan(folder, tmp_path):
     with pytest.raises(UserError, match="no group for scan0 in the label table"):
         ingest({"group": "table"}, folder, None, tmp_path / "out")
-    with pytest.raises(UserError, match=r"scan0\.sxm: ingest\.group_pattern 'q\+' is not in its"):
+    with pytest.raises(
+        UserError, match=r"none .* read; first: .*ingest\.group_pattern 'q\+' finds"
+    ):
         ingest({"group": "regex", "group_pattern": "q+"}, folder, None, tmp_path / "out")
 
 

@@ -54,11 +54,12 @@ class IngestOptions:
         in it stand for themselves.
     group
         What is never split between training and test: `session` (the MATRIX time stamp in the file
-        name; the file's own group in an NPZ; else the folder), `folder`, `regex`, `table` (column
-        `group` of the label table) or `scan` (every scan on its own, which makes a grouped split
-        a random one).
+        name; the file's own group in an NPZ or `.mat`; else the folder), `folder`, `regex`, `table`
+        (column `group` of the label table) or `scan` (every scan on its own, in all directions,
+        which makes a grouped split a random one).
     group_pattern
-        For `regex`: its group named `group`, or first group, or whole match in the file name.
+        For `regex`: its group named `group`, or first group, or whole match in the file name. A
+        file without it is refused, unread.
     min_lines
         Labelled scans with fewer lines are excluded, as `too few lines`.
     labels
@@ -279,7 +280,7 @@ def _walk(
 
 def _read_all(root: Path, files: list[str], options: IngestOptions) -> Iterator[_Read]:
     """Yield what every file gives, in the order of `files`, however many processes read."""
-    read = partial(_read_one, root, options.read_options())
+    read = partial(_read_one, root, options)
     if options.workers == 1 or len(files) < 2:
         yield from map(read, files)
         return
@@ -296,10 +297,13 @@ def _read_all(root: Path, files: list[str], options: IngestOptions) -> Iterator[
             yield waiting.popleft().result()
 
 
-def _read_one(root: Path, options: ReadOptions, file: str) -> _Read:
+def _read_one(root: Path, options: IngestOptions, file: str) -> _Read:
     path = root / file
+    if options.group == "regex" and not _group_in_name(options.group_pattern, file):
+        reason = f"ingest.group_pattern {options.group_pattern!r} finds no group in its name"
+        return _Read(file, "", [], [reason])
     try:
-        scans, refused = read_each(path, options)
+        scans, refused = read_each(path, options.read_options())
         sha256 = sha256_of(path)
     except (UserError, OSError) as error:
         return _Read(file, "", [], [_reason(path, error)])
@@ -419,7 +423,8 @@ def _finish(
 def _group(row: Mapping[str, Any], label: Label, options: IngestOptions) -> str:
     file = PurePosixPath(row["file"])
     if options.group == "scan":
-        return str(row["scan_id"])
+        # The directions of a scan show the same lines; an NPZ or .mat names each of its scans.
+        return str(row["_name"] or file)
     if options.group == "table":
         group = label.group or row["_group"]
         if not group:
@@ -429,14 +434,7 @@ def _group(row: Mapping[str, Any], label: Label, options: IngestOptions) -> str:
             )
         return str(group)
     if options.group == "regex":
-        found = re.search(options.group_pattern, file.name)
-        if found is None:
-            raise UserError(
-                f"{row['file']}: ingest.group_pattern {options.group_pattern!r} is not in its name"
-            )
-        if "group" in found.re.groupindex:
-            return found["group"]
-        return found[1] if found.re.groups else found[0]
+        return _group_in_name(options.group_pattern, row["file"])
     if options.group == "session":
         if row["_group"]:
             return str(row["_group"])
@@ -444,6 +442,16 @@ def _group(row: Mapping[str, Any], label: Label, options: IngestOptions) -> str:
             return stamp[0]
     # Files that lie in the data folder itself are one group, named by its only sign, the dot.
     return str(file.parent)
+
+
+def _group_in_name(pattern: str, file: str) -> str:
+    """Return what a pattern finds in a file's name; empty if nothing."""
+    found = re.search(pattern, PurePosixPath(file).name)
+    if found is None:
+        return ""
+    if "group" in found.re.groupindex:
+        return found["group"] or ""
+    return (found[1] if found.re.groups else found[0]) or ""
 
 
 def _nothing(source: Path, rejected: list[tuple[str, str]]) -> str:
