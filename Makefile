@@ -57,7 +57,7 @@ report: env  ## write the HTML report of what has run
 	@echo "Figures:  results/comparisons/*/figures/   Tables: results/comparisons/*/tables/"
 
 test: env lint  ## every check and test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
 
 lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
@@ -67,7 +67,7 @@ lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/snakemake --lint
 
 dry-run: env  ## plan the full study without running it
-	$(BIN)/snakemake --dry-run --quiet
+	$(BIN)/snakemake --dry-run --quiet rules
 
 bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
