@@ -47,11 +47,13 @@ __all__ = [
     "group_dots",
     "learning_curves",
     "message",
+    "number",
     "plain",
     "reliability",
     "roc_curves",
     "save",
     "styled",
+    "with_interval",
 ]
 
 P = ParamSpec("P")
@@ -198,6 +200,18 @@ def plain(text: object, width: int | None = None) -> str:
     return f"{line[: width - 1 - tail]}…{line[len(line) - tail :]}"
 
 
+def number(value: float, digits: int = 3) -> str:
+    """Return a number as text: a dash where there is none, a minus sign that is one."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Return "value (low–high)", or the value alone where it has no interval."""
+    if math.isnan(low) or math.isnan(high):
+        return number(value)
+    return f"{number(value)} ({number(low)}–{number(high)})"
+
+
 def _wrapped(text: str, width: int) -> str:
     """Break a name into lines of at most `width` characters, after spaces, hyphens and slashes."""
     lines = [""]
@@ -342,7 +356,8 @@ def roc_curves(roc: pd.DataFrame, experiments: Sequence[str], classes: Sequence[
 
     The bold curve is the mean true-positive rate over the seeds at each false-positive rate
     (vertical averaging; Fawcett 2006, doi:10.1016/j.patrec.2005.10.010, section 8.1); thin curves
-    are the seeds, shown where at most four experiments are compared.
+    are the seeds, shown where at most four experiments are compared. A seed's curve is in turn the
+    mean over its folds (`metrics.roc_points`), so the area under it is the AUROC of the tables.
 
     Parameters
     ----------
@@ -573,7 +588,8 @@ def learning_curves(
 
     Every run (fold and seed) is a curve; a ring marks the epoch whose weights were kept. Between
     training and validation accuracy the gap is shaded (mean over runs), and its mean at the kept
-    epochs is written.
+    epochs is written. Training accuracy is a running mean over the epoch, under augmentation and
+    dropout, so a gap may be negative and is no measure of overfitting by itself.
 
     Parameters
     ----------
@@ -698,8 +714,7 @@ def reliability(
         )  # fmt: skip
         title = _wrapped(name, 24)
         if name in errors.index:
-            ece = errors.loc[name]
-            title += f"\nECE {ece['value']:.3f} ({ece['low']:.3f}–{ece['high']:.3f})"
+            title += f"\nECE {with_interval(*errors.loc[name, ['value', 'low', 'high']])}"
         axes.set_title(title)
         axes.set_aspect("equal")
         _share_axis(axes, x=True, y=True)

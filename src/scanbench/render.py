@@ -404,7 +404,10 @@ def _drawings(material: Material) -> list[Drawing]:
             title="Learning curves",
             caption="Every run (fold and seed) is a curve. Ring: the epoch whose weights were "
             "kept, chosen on validation groups. Grey: gap between training and validation "
-            "accuracy (mean over runs); the number is its mean at the kept epochs.",
+            "accuracy (mean over runs); the number is its mean at the kept epochs. Training "
+            "accuracy is a running mean over the epoch, under augmentation and dropout; validation "
+            "accuracy has neither, so the gap may be negative and is no measure of overfitting "
+            "by itself.",
             figure=plotting.learning_curves(material.histories, names),
             inputs=histories,
         ),

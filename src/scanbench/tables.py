@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from scanbench.files import replacing
-from scanbench.plotting import METRIC_NAMES, plain
+from scanbench.plotting import METRIC_NAMES, number, plain, with_interval
 
 __all__ = [
     "ResultTable",
@@ -133,15 +133,8 @@ def latex(table: ResultTable) -> str:
 # ---------------------------------------------------------------------------- text of single cells
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
 def _interval(row: Any) -> str:
-    value, low, high = (float(row[k]) for k in ("value", "low", "high"))
-    if math.isnan(low) or math.isnan(high):
-        return _number(value)
-    return f"{_number(value)} ({_number(low)}–{_number(high)})"
+    return with_interval(*(float(row[k]) for k in ("value", "low", "high")))
 
 
 def _count(value: float) -> str:
@@ -266,8 +259,8 @@ def pair_table(pairs: pd.DataFrame) -> ResultTable:
             "A": str(row["experiment_a"]),
             "B": str(row["experiment_b"]),
             "Metric": METRIC_NAMES.get(str(row["metric"]), str(row["metric"])),
-            "A − B": _number(float(row["difference"])),
-            "Interval": f"{_number(float(row['low']))} to {_number(float(row['high']))}",
+            "A − B": number(float(row["difference"])),
+            "Interval": f"{number(float(row['low']))} to {number(float(row['high']))}",
             "p": _p(float(row["p"])),
             "p (Holm)": _p(float(row["p_holm"])),
         }

@@ -208,3 +208,19 @@ def test_names_that_look_like_markup_are_drawn_as_they_are(tmp_path: Path) -> No
 
     assert ET.fromstring(svg).tag.endswith("svg")
     assert "<b>" not in svg
+
+
+@pytest.mark.parametrize(
+    ("ends", "written"),
+    [((0.1, 0.146), "ECE 0.123 (0.100–0.146)"), ((np.nan, np.nan), "ECE 0.123")],
+)
+def test_an_error_without_interval_stands_alone(ends, written) -> None:
+    metrics = pd.DataFrame(
+        [("a", "scan", "ece", None, 0.123, *ends)],
+        columns=["experiment", "reading", "metric", "class", "value", "low", "high"],
+    )
+    calibration = pd.DataFrame(
+        {"experiment": "a", "bin_low": [0.5], "bin_high": [1.0], "confidence": [0.8],
+         "accuracy": [0.7], "count": [9]}
+    )  # fmt: skip
+    assert f"a\n{written}" in texts(plotting.reliability(calibration, metrics, ["a"]))
