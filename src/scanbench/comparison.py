@@ -51,17 +51,25 @@ class Resamples:
 
 
 def draw_resamples(
-    label_N: Ints, unit_N: Ints, *, units: int, classes: int, seeds: int, count: int, seed: int
+    label_N: Ints,
+    unit_N: Ints,
+    fold_N: Ints,
+    *,
+    units: int,
+    classes: int,
+    seeds: int,
+    count: int,
+    seed: int,
 ) -> Resamples:
     """Draw groups and seeds with replacement, each as many as there are.
 
-    A sample of groups that holds no row of some class has no AUROC; it is drawn again, so the
-    interval is conditional on every class being there.
+    A sample of groups in which no fold holds some class beside another has no AUROC; it is drawn
+    again, so the interval is conditional on every class being there.
 
     Parameters
     ----------
-    label_N, unit_N
-        Class and unit of each row; every class has a row.
+    label_N, unit_N, fold_N
+        Class, unit and fold of each row; every class stands beside another in some fold.
     units, classes, seeds
         K, C and S.
     count
@@ -69,15 +77,20 @@ def draw_resamples(
     seed
         Of the random numbers.
     """
+
+    def lacks(unit_BK: Floats) -> NDArray[np.bool_]:
+        pairs_CB = [
+            metrics.pair_counts(label_N == c, unit_N, fold_N, unit_BK) for c in range(classes)
+        ]
+        return np.any(np.equal(pairs_CB, 0), axis=0)
+
     rng = np.random.default_rng([seed, 0])
-    present_KC = np.zeros((units, classes))
-    present_KC[unit_N, label_N] = 1
-    assert present_KC.any(axis=0).all(), "every class must stand in some group"
+    assert not lacks(np.ones((1, units))), "every class must stand beside another in some fold"
     unit_BK = np.zeros((count, units))
     redraw_B = np.ones(count, dtype=bool)
     while redraw_B.any():
         unit_BK[redraw_B] = rng.multinomial(units, np.full(units, 1 / units), redraw_B.sum())
-        redraw_B = (unit_BK @ present_KC == 0).any(axis=1)
+        redraw_B = lacks(unit_BK)
     seed_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), count).astype(np.float64)
     return Resamples(unit_BK=unit_BK, seed_BS=seed_BS)
 
@@ -143,13 +156,19 @@ def draw_swaps(units: int, count: int, seed: int) -> Swaps:
 
 
 def swap_test(
-    p_a_SNC: Floats, p_b_SNC: Floats, label_N: Ints, unit_N: Ints, swaps: Swaps, metric: str
+    p_a_SNC: Floats,
+    p_b_SNC: Floats,
+    label_N: Ints,
+    unit_N: Ints,
+    fold_N: Ints,
+    swaps: Swaps,
+    metric: str,
 ) -> tuple[float, float]:
     """Test whether two models differ, by swapping their answers group by group.
 
     Under the null hypothesis the two models' answers on a group could as well have been each
     other's. All rows of a group, in all seeds, are swapped together. For the AUROC each model's
-    scores are first replaced by their ranks over all rows, class by class and seed by seed: this
+    scores are first replaced by their ranks within the fold, class by class and seed by seed: this
     leaves each model's AUROC as it is and makes scores of different scales exchangeable. For the
     other metrics the predicted classes are swapped. (Paired permutation of classifiers' AUROCs:
     Venkatraman & Begg, Biometrika 83, 835 (1996); p value of a sample of permutations: Phipson &
@@ -159,8 +178,8 @@ def swap_test(
     ----------
     p_a_SNC, p_b_SNC
         Probabilities of both models on the same rows and seeds.
-    label_N, unit_N
-        Class and unit of each row.
+    label_N, unit_N, fold_N
+        Class, unit and fold of each row.
     swaps
         Drawn by `draw_swaps`, the same for all pairs.
     metric
@@ -176,15 +195,17 @@ def swap_test(
     """
     assert metric in TESTABLE, metric
     assert p_a_SNC.shape == p_b_SNC.shape, "a paired test needs the same rows and seeds"
-    swapped = _swapped_auroc if metric == "auroc" else _swapped_confusion
+
+    def swapped(swap_BK: NDArray[np.bool_]) -> Floats:
+        if metric == "auroc":
+            return _swapped_auroc(p_a_SNC, p_b_SNC, label_N, unit_N, fold_N, swap_BK)
+        return _swapped_confusion(p_a_SNC, p_b_SNC, label_N, unit_N, swap_BK, metric)
+
     units = swaps.swap_BK.shape[1]
     rows = np.vstack([np.zeros((1, units), dtype=bool), swaps.swap_BK])
     step = max(1, CHUNK // (4 * units))
     difference_B = np.concatenate(
-        [
-            swapped(p_a_SNC, p_b_SNC, label_N, unit_N, rows[start : start + step], metric)
-            for start in range(0, len(rows), step)
-        ]
+        [swapped(rows[start : start + step]) for start in range(0, len(rows), step)]
     )
     observed, null_B = difference_B[0], difference_B[1:]
     # Equal differences may come out a rounding error apart.
@@ -198,8 +219,8 @@ def _swapped_auroc(
     p_b_SNC: Floats,
     label_N: Ints,
     unit_N: Ints,
+    fold_N: Ints,
     swap_BK: NDArray[np.bool_],
-    metric: str,
 ) -> Floats:
     """Difference of the macro AUROCs after each swap: [B].
 
@@ -210,16 +231,24 @@ def _swapped_auroc(
     swap = swap_BK.astype(np.float64)
     first, second = np.hstack([1 - swap, swap]), np.hstack([swap, 1 - swap])
     unit_M = np.concatenate([unit_N, unit_N + swap_BK.shape[1]])
-    label_M = np.concatenate([label_N, label_N])
+    label_M, fold_M = np.concatenate([label_N, label_N]), np.concatenate([fold_N, fold_N])
     total_B = np.zeros(2 * len(swap_BK))
     for p_a_NC, p_b_NC in zip(p_a_SNC, p_b_SNC, strict=True):
-        rank_MC = np.concatenate([rankdata(p_a_NC, axis=0), rankdata(p_b_NC, axis=0)])
+        rank_MC = np.concatenate([_ranks(p_a_NC, fold_N), _ranks(p_b_NC, fold_N)])
         for c in range(classes):
             total_B += metrics.auroc(
-                rank_MC[:, c], label_M == c, unit_M, np.concatenate([first, second])
+                rank_MC[:, c], label_M == c, unit_M, fold_M, np.concatenate([first, second])
             )
     mean_B = total_B / (seeds * classes)
     return mean_B[: len(swap)] - mean_B[len(swap) :]
+
+
+def _ranks(p_NC: Floats, fold_N: Ints) -> Floats:
+    """Rank each class's probabilities among the rows of a fold."""
+    rank_NC = np.empty_like(p_NC)
+    for fold in np.unique(fold_N):
+        rank_NC[fold_N == fold] = rankdata(p_NC[fold_N == fold], axis=0)
+    return rank_NC
 
 
 def _swapped_confusion(

@@ -183,7 +183,9 @@ def _readings(
 def _point(reading: Reading, unit_N: Ints, bins: int) -> Table:
     """Values of all metrics with each row counted once: [S, 1]."""
     once_1K = np.ones((1, int(unit_N.max()) + 1))
-    return metrics.metric_values(reading.p_SNC, reading.label_N, unit_N, once_1K, bins)
+    return metrics.metric_values(
+        reading.p_SNC, reading.label_N, unit_N, reading.fold_N, once_1K, bins
+    )
 
 
 def _metric_rows(reading: Reading, values: Table, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -277,6 +279,7 @@ def evaluate(
     resamples = comparison.draw_resamples(
         shared.label_N,
         unit_N,
+        shared.fold_N,
         units=len(groups),
         classes=len(classes),
         seeds=len(shared.seeds),
@@ -351,13 +354,18 @@ def _check_wanted(name: str, table: pd.DataFrame, settings: Settings) -> None:
 def _check_classes(
     reading: Reading, classes: Sequence[str], held_out: HeldOut, folds: list[int]
 ) -> None:
+    """Refuse a class without a (positive, negative) pair of test scans in any one fold."""
     for c, name in enumerate(classes):
-        if not (reading.label_N == c).any():
-            raise UserError(
-                f"{held_out.name}: class {name!r} has no scan in the test part of fold(s) "
-                f"{', '.join(map(str, folds))}, so nothing can be scored on it: split otherwise, "
-                "evaluate more folds, or take the class out of the config"
-            )
+        positive_N = reading.label_N == c
+        together_N = np.zeros_like(reading.label_N)
+        if metrics.pair_counts(positive_N, together_N, reading.fold_N, np.ones((1, 1))) > 0:
+            continue
+        what = "no scan beside another class" if positive_N.any() else "no scan"
+        raise UserError(
+            f"{held_out.name}: class {name!r} has {what} in the test part of fold(s) "
+            f"{', '.join(map(str, folds))}, so nothing can be scored on it: split otherwise, "
+            "evaluate more folds, or take the class out of the config"
+        )
 
 
 def _score(
@@ -376,7 +384,12 @@ def _score(
         assert own_groups == list(groups), "all readings hold the same scans"
         point = _point(reading, unit_N, settings.ece_bins)
         resampled = metrics.metric_values(
-            reading.p_SNC, reading.label_N, unit_N, resamples.unit_BK, settings.ece_bins
+            reading.p_SNC,
+            reading.label_N,
+            unit_N,
+            reading.fold_N,
+            resamples.unit_BK,
+            settings.ece_bins,
         )
         for row in _metric_rows(reading, point, classes):
             index = None if row["class"] is None else classes.index(row["class"])
@@ -402,7 +415,13 @@ def _pairs(
     for metric, a, b in tqdm(jobs, desc="paired tests", unit="test"):
         reading_a, reading_b = scored[a].reading, scored[b].reading
         difference, p = comparison.swap_test(
-            reading_a.p_SNC, reading_b.p_SNC, reading_a.label_N, unit_N, swaps, metric
+            reading_a.p_SNC,
+            reading_b.p_SNC,
+            reading_a.label_N,
+            unit_N,
+            reading_a.fold_N,
+            swaps,
+            metric,
         )
         low, high = comparison.interval(
             scored[a].resampled[metric, None] - scored[b].resampled[metric, None],
@@ -436,7 +455,9 @@ def _roc(scored: Mapping[str, _Scored], classes: Sequence[str]) -> pd.DataFrame:
     for name, own in scored.items():
         for c, of_class in enumerate(classes):
             for seed, p_NC in zip(own.reading.seeds, own.reading.p_SNC, strict=True):
-                fpr, tpr = metrics.roc_points(p_NC[:, c], own.reading.label_N == c)
+                fpr, tpr = metrics.roc_points(
+                    p_NC[:, c], own.reading.label_N == c, own.reading.fold_N
+                )
                 curve = {"experiment": name, "class": of_class, "seed": seed}
                 frames.append(pd.DataFrame({**curve, "fpr": fpr, "tpr": tpr}))
     return pd.concat(frames, ignore_index=True)
@@ -476,7 +497,7 @@ def _by_group(
     for name, own in scored.items():
         reading = own.reading
         values = metrics.metric_values(
-            reading.p_SNC, reading.label_N, unit_N, np.eye(len(groups)), bins
+            reading.p_SNC, reading.label_N, unit_N, reading.fold_N, np.eye(len(groups)), bins
         )
         classes = range(reading.p_SNC.shape[2])
         by_metric = {

@@ -7,9 +7,15 @@ for many weightings of the same rows at once. Each rests on a statistic computed
 * the AUROC is a ratio of counts of (positive, negative) pairs in the right order, which add over
   *pairs* of units (Hanley & McNeil, Radiology 143, 29 (1982)), so a weighting is a quadratic form.
 
+Pairs are counted within a fold only. A training part that is rich in a class leaves a test part
+poor in it, so a model that merely knows how common classes were would rank the folds' scans in
+reverse, if scores of different folds met (Parker, Günter & Bedo, BMC Bioinf. 8, 326 (2007); Forman
+& Scholz, SIGKDD Explor. 12, 49 (2010)).
+
 Weights are whole numbers, so these sums are exact in float64, whatever their order.
 
-Shape suffixes: N rows, C classes, K units, B weightings, S seeds, Q bins of confidence.
+Shape suffixes: N rows, M rows of a fold, C classes, K units, F folds, B weightings, S seeds, Q bins
+of confidence.
 """
 
 from __future__ import annotations
@@ -35,12 +41,13 @@ CHUNK = 2_000_000
 
 
 def auroc(
-    score_N: Floats, positive_N: NDArray[np.bool_], unit_N: Ints, weight_BK: Floats
+    score_N: Floats, positive_N: NDArray[np.bool_], unit_N: Ints, fold_N: Ints, weight_BK: Floats
 ) -> Floats:
     """Area under the ROC curve of one class against the rest, for many weightings of the units.
 
-    Equal to `sklearn.metrics.roc_auc_score` with `sample_weight=weight_BK[b, unit_N]`; ties count
-    one half.
+    The share of (positive, negative) pairs of one fold in which the positive row scores higher,
+    over all folds together; ties count one half. So a fold weighs as much as it has pairs. With one
+    fold it equals `sklearn.metrics.roc_auc_score` with `sample_weight=weight_BK[b, unit_N]`.
 
     Parameters
     ----------
@@ -50,24 +57,38 @@ def auroc(
         Which rows are of the class.
     unit_N
         Unit of each row, 0 … K − 1.
+    fold_N
+        Fold of each row: rows of one fold were scored by one trained model.
     weight_BK
         How often each unit counts; whole numbers ≥ 0.
 
     Returns
     -------
     ndarray
-        [B], in [0, 1]; NaN where a weighting holds no positive or no negative row.
+        [B], in [0, 1]; NaN where a weighting leaves no fold with a positive and a negative row.
     """
-    units = weight_BK.shape[1]
-    positives_K = np.bincount(unit_N[positive_N], minlength=units)
-    negatives_K = np.bincount(unit_N[~positive_N], minlength=units)
-    pairs_B = (weight_BK @ positives_K) * (weight_BK @ negatives_K)
-    # A quadratic form costs K² multiply-adds of BLAS, sorted rows N gathers, about 50 × slower.
-    concordant = _concordant_by_unit if units**2 < 50 * len(score_N) else _concordant_by_row
-    with np.errstate(invalid="ignore"):
-        return concordant(score_N, positive_N, unit_N, weight_BK) / np.where(
-            pairs_B > 0, pairs_B, np.nan
-        )
+    concordant_B = np.zeros(len(weight_BK))
+    for fold in np.unique(fold_N):
+        rows = fold_N == fold
+        units = len(np.unique(unit_N[rows]))
+        # A quadratic form costs K² multiply-adds of BLAS, sorted rows N gathers, 50 × slower.
+        concordant = _concordant_by_unit if units**2 < 50 * rows.sum() else _concordant_by_row
+        concordant_B += concordant(score_N[rows], positive_N[rows], unit_N[rows], weight_BK)
+    return _ratio(concordant_B, pair_counts(positive_N, unit_N, fold_N, weight_BK))
+
+
+def pair_counts(
+    positive_N: NDArray[np.bool_], unit_N: Ints, fold_N: Ints, weight_BK: Floats
+) -> Floats:
+    """Count the (positive, negative) pairs of rows of one fold, over all folds: [B].
+
+    Parameters are those of `auroc`, which has no value where this is 0.
+    """
+    folds, fold_N = np.unique(fold_N, return_inverse=True)
+    rows_2KF = np.zeros((2, weight_BK.shape[1], len(folds)))
+    np.add.at(rows_2KF, (positive_N.astype(np.intp), unit_N, fold_N), 1)
+    negatives_BF, positives_BF = weight_BK @ rows_2KF
+    return np.asarray((negatives_BF * positives_BF).sum(axis=1))
 
 
 def _bounds(score_N: Floats, positive_N: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
@@ -85,7 +106,8 @@ def _bounds(score_N: Floats, positive_N: NDArray[np.bool_]) -> tuple[Ints, Ints,
 def _concordant_by_unit(
     score_N: Floats, positive_N: NDArray[np.bool_], unit_N: Ints, weight_BK: Floats
 ) -> Floats:
-    units = weight_BK.shape[1]
+    own, unit_N = np.unique(unit_N, return_inverse=True)
+    weight_BK, units = weight_BK[:, own], len(own)
     order, below, upto = _bounds(score_N, positive_N)
     seen_MK = np.zeros((len(order) + 1, units))  # negatives of each unit among the M lowest
     seen_MK[np.arange(1, len(order) + 1), unit_N[~positive_N][order]] = 1
@@ -113,29 +135,64 @@ def _concordant_by_row(
 
 
 def roc_points(
-    score_N: Floats, positive_N: NDArray[np.bool_], points: int = 200
+    score_N: Floats, positive_N: NDArray[np.bool_], fold_N: Ints, points: int = 200
 ) -> tuple[Floats, Floats]:
     """Return (fpr, tpr) of a ROC curve for plotting, from (0, 0) to (1, 1).
 
-    Points on a straight run between two corners are dropped, which changes nothing. If more than
-    `points` corners are left, those nearest to evenly spaced places along the curve are kept; every
-    point returned is a point of the exact curve.
+    With several folds, the curve is the mean of the folds' curves at each false-positive rate
+    (vertical averaging; Fawcett, Pattern Recognit. Lett. 27, 861 (2006), section 8.1), weighted by
+    their (positive, negative) pairs: the area under it is that of `auroc`. A fold without pairs has
+    no curve. If the curve has more than `points` corners, those nearest to evenly spaced places
+    along it are kept; every point returned is a point of the exact curve.
+
+    Parameters
+    ----------
+    score_N, positive_N, fold_N
+        As in `auroc`; some fold has a positive and a negative row.
+    points
+        Corners kept at most.
     """
-    order = np.argsort(-score_N, kind="stable")
-    last_N = np.append(np.diff(score_N[order]) != 0, True)  # last row of each block of ties
-    true_M = np.concatenate([[0], np.cumsum(positive_N[order])[last_N]]).astype(np.float64)
-    false_M = np.concatenate([[0], np.cumsum(~positive_N[order])[last_N]]).astype(np.float64)
-    turn_M = (
-        np.diff(true_M)[:-1] * np.diff(false_M)[1:] != np.diff(true_M)[1:] * np.diff(false_M)[:-1]
-    )
-    keep = np.concatenate([[True], turn_M, [True]])
-    fpr, tpr = false_M[keep] / false_M[-1], true_M[keep] / true_M[-1]
+    curves, pairs = [], []
+    for fold in np.unique(fold_N):
+        positive_M = positive_N[fold_N == fold]
+        if positive_M.any() and not positive_M.all():
+            curves.append(_roc_corners(score_N[fold_N == fold], positive_M))
+            pairs.append(positive_M.sum() * (~positive_M).sum())
+    fpr = np.unique(np.concatenate([fpr for fpr, _ in curves]))
+    ends_F2R = [_vertical_ends(curve, fpr) for curve in curves]
+    ends_2R = np.average(ends_F2R, axis=0, weights=np.array(pairs) / max(pairs))
+    # Where the curve does not rise both ends are one point.
+    fpr, tpr = np.repeat(fpr, 2), ends_2R.T.ravel()
+    moves = np.append(True, (np.diff(fpr) > 0) | (np.diff(tpr) > 0))
+    fpr, tpr = fpr[moves], tpr[moves]
     if len(fpr) > points:
         along = fpr + tpr  # rises from 0 to 2 along the curve, never falls
         nearest = np.searchsorted(along, np.linspace(0, 2, points - 1), side="left")
         kept = np.unique(np.append(nearest, len(fpr) - 1))
         fpr, tpr = fpr[kept], tpr[kept]
     return fpr, tpr
+
+
+def _roc_corners(score_M: Floats, positive_M: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Return (fpr, tpr) of one fold's curve, without points on a straight run between corners."""
+    order = np.argsort(-score_M, kind="stable")
+    last_M = np.append(np.diff(score_M[order]) != 0, True)  # last row of each block of ties
+    true_R = np.concatenate([[0], np.cumsum(positive_M[order])[last_M]]).astype(np.float64)
+    false_R = np.concatenate([[0], np.cumsum(~positive_M[order])[last_M]]).astype(np.float64)
+    turn_R = (
+        np.diff(true_R)[:-1] * np.diff(false_R)[1:] != np.diff(true_R)[1:] * np.diff(false_R)[:-1]
+    )
+    keep = np.concatenate([[True], turn_R, [True]])
+    return false_R[keep] / false_R[-1], true_R[keep] / true_R[-1]
+
+
+def _vertical_ends(curve: tuple[Floats, Floats], at_R: Floats) -> Floats:
+    """Return the lowest and the highest tpr of a curve at each fpr: [2, R]."""
+    fpr, tpr = curve
+    upto = np.searchsorted(fpr, at_R, side="left")  # first corner not before the place
+    since = np.searchsorted(fpr, at_R, side="right") - 1  # last corner not behind it
+    between = np.interp(at_R, fpr, tpr)
+    return np.stack([np.where(fpr[end] == at_R, tpr[end], between) for end in (upto, since)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,7 +270,7 @@ def units_of(group_N: NDArray[np.object_]) -> tuple[list[str], Ints]:
 
 
 def metric_values(
-    p_SNC: Floats, label_N: Ints, unit_N: Ints, weight_BK: Floats, bins: int
+    p_SNC: Floats, label_N: Ints, unit_N: Ints, fold_N: Ints, weight_BK: Floats, bins: int
 ) -> Table:
     """Evaluate every metric for each seed and each weighting of the units.
 
@@ -225,6 +282,8 @@ def metric_values(
         True classes, 0 … C − 1.
     unit_N
         Unit (group) of each row, 0 … K − 1.
+    fold_N
+        Fold of each row; the AUROC ranks rows within a fold.
     weight_BK
         How often each unit counts.
     bins
@@ -244,7 +303,7 @@ def metric_values(
     calibration = np.empty((*shape, bins, 3))
     for s, p_NC in enumerate(p_SNC):
         for c in range(classes):
-            table["auroc", c][s] = auroc(p_NC[:, c], label_N == c, unit_N, weight_BK)
+            table["auroc", c][s] = auroc(p_NC[:, c], label_N == c, unit_N, fold_N, weight_BK)
         by_unit = confusion_by_unit(label_N, p_NC.argmax(axis=1), unit_N, units, classes)
         confusion[s] = np.tensordot(weight_BK, by_unit, axes=1)
         bin_sums = calibration_by_unit(p_NC, label_N, unit_N, units, bins)

@@ -302,8 +302,8 @@ class Reading:
         Lines seen in a `lines` reading, else None.
     seeds
         The S seeds, rising.
-    scan_id_N, first_line_N, label_N, group_N
-        What the rows are, sorted by scan id and first line.
+    scan_id_N, first_line_N, label_N, group_N, fold_N
+        What the rows are, sorted by scan id and first line, and the fold whose models answered.
     p_SNC
         Probabilities, float64.
     """
@@ -315,6 +315,7 @@ class Reading:
     first_line_N: NDArray[np.int64]
     label_N: NDArray[np.int64]
     group_N: NDArray[np.object_]
+    fold_N: NDArray[np.int64]
     p_SNC: NDArray[np.float64]
 
     @property
@@ -400,13 +401,13 @@ def _settled(p: pd.DataFrame) -> pd.DataFrame:
 def _stack(rows: pd.DataFrame, columns: list[str], name: str, lines: int | None) -> Reading:
     rows = rows.sort_values(["seed", "scan_id", "first_line"], kind="stable")
     seeds = tuple(int(seed) for seed in sorted(rows["seed"].unique()))
+    identity = ["scan_id", "first_line", "fold"]
     first = rows[rows["seed"] == seeds[0]]
-    identity = list(zip(first["scan_id"], first["first_line"], strict=True))
     for seed in seeds[1:]:
         other = rows[rows["seed"] == seed]
-        if identity != list(zip(other["scan_id"], other["first_line"], strict=True)):
+        if not np.array_equal(first[identity].to_numpy(), other[identity].to_numpy()):
             raise UserError(
-                f"seeds {seeds[0]} and {seed} have answers for different scans or windows "
+                f"seeds {seeds[0]} and {seed} have answers for different scans, windows or folds "
                 f"({len(first)} and {len(other)} rows): run predict again for both"
             )
     return Reading(
@@ -417,6 +418,7 @@ def _stack(rows: pd.DataFrame, columns: list[str], name: str, lines: int | None)
         first_line_N=first["first_line"].to_numpy(np.int64),
         label_N=first["label"].to_numpy(np.int64),
         group_N=first["group"].to_numpy(object),
+        fold_N=first["fold"].to_numpy(np.int64),
         p_SNC=rows[columns].to_numpy(np.float64).reshape(len(seeds), len(first), len(columns)),
     )
 
@@ -427,13 +429,15 @@ def check_same_rows(readings: Mapping[str, Reading]) -> None:
     Raises
     ------
     UserError
-        Naming two experiments, and the first seed or scan that only one of them has.
+        Naming two experiments, and the first seed, scan, or scan in a fold that only one of them
+        has.
     """
     (reference, first), *others = readings.items()
     for name, reading in others:
         for what, ours, theirs in (
             ("seed", set(first.seeds), set(reading.seeds)),
             ("scan", set(first.scan_id_N), set(reading.scan_id_N)),
+            ("scan and fold", _scans_of_folds(first), _scans_of_folds(reading)),
         ):
             if difference := sorted(ours ^ theirs):
                 has, lacks = (reference, name) if difference[0] in ours else (name, reference)
@@ -442,3 +446,7 @@ def check_same_rows(readings: Mapping[str, Reading]) -> None:
                     f"{difference[0]!r} is in {has!r} but not in {lacks!r}: "
                     "run the same folds and seeds for both"
                 )
+
+
+def _scans_of_folds(reading: Reading) -> set[tuple[str, int]]:
+    return set(zip(reading.scan_id_N.tolist(), reading.fold_N.tolist(), strict=True))

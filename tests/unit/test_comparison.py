@@ -12,13 +12,22 @@ from scanbench import comparison, metrics
 
 
 def rejections(
-    count: int, metric: str, *, by_scan: bool = False, advantage: float = 0.0, groups: int = 20
+    count: int,
+    metric: str,
+    *,
+    by_scan: bool = False,
+    advantage: float = 0.0,
+    groups: int = 20,
+    folds: int = 1,
 ) -> int:
     """How many of `count` simulated comparisons come out significant at 5 %."""
     rng = np.random.default_rng(7)
     return sum(
         significant(
-            sessions(rng, advantage=advantage, groups=groups), metric, number, by_scan=by_scan
+            sessions(rng, advantage=advantage, groups=groups, folds=folds),
+            metric,
+            number,
+            by_scan=by_scan,
         )
         for number in range(count)
     )
@@ -33,6 +42,19 @@ def acceptable(hits: int, count: int) -> bool:
 @pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy"])
 def test_equal_models_come_out_different_in_five_percent_of_comparisons(metric, groups):
     assert acceptable(rejections(400, metric, groups=groups), 400)
+
+
+def test_a_model_that_leans_otherwise_in_each_fold_does_not_come_out_different_for_that():
+    assert acceptable(rejections(300, "auroc", folds=5), 300)
+
+
+def test_auroc_differences_ignore_how_scores_shift_between_folds():
+    a, b, label, unit, fold = sessions(np.random.default_rng(8), folds=5)
+    swaps = comparison.draw_swaps(20, 199, seed=0)
+    shifted = b + 2.0 * fold[:, None]
+    assert comparison.swap_test(a, b, label, unit, fold, swaps, "auroc") == comparison.swap_test(
+        a, shifted, label, unit, fold, swaps, "auroc"
+    )
 
 
 def test_swapping_scan_by_scan_would_not_keep_the_level():
@@ -54,35 +76,35 @@ def test_intervals_cover_the_true_difference_of_equal_models():
 
 @pytest.mark.parametrize("metric", comparison.TESTABLE)
 def test_a_model_compared_with_itself_has_no_difference_and_p_one(metric):
-    a, _, label, unit = sessions(np.random.default_rng(0), groups=5)
+    a, _, label, unit, fold = sessions(np.random.default_rng(0), groups=5)
     swaps = comparison.draw_swaps(5, 100, seed=0)
-    assert comparison.swap_test(a, a, label, unit, swaps, metric) == (0.0, 1.0)
+    assert comparison.swap_test(a, a, label, unit, fold, swaps, metric) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", comparison.TESTABLE)
 @pytest.mark.parametrize("groups", [6, 20])
 def test_exchanging_the_models_turns_the_sign_only(metric, groups):
-    a, b, label, unit = sessions(np.random.default_rng(1), groups=groups)
+    a, b, label, unit, fold = sessions(np.random.default_rng(1), groups=groups)
     swaps = comparison.draw_swaps(groups, 99, seed=0)
-    there = comparison.swap_test(a, b, label, unit, swaps, metric)
-    back = comparison.swap_test(b, a, label, unit, swaps, metric)
+    there = comparison.swap_test(a, b, label, unit, fold, swaps, metric)
+    back = comparison.swap_test(b, a, label, unit, fold, swaps, metric)
     assert back[0] == pytest.approx(-there[0], abs=1e-12)
     assert back[1] == there[1]
 
 
 def test_auroc_differences_ignore_the_scale_of_scores():
-    a, b, label, unit = sessions(np.random.default_rng(2))
+    a, b, label, unit, fold = sessions(np.random.default_rng(2))
     swaps = comparison.draw_swaps(20, 199, seed=0)
     steeper = b**3  # the same order, another scale
-    assert comparison.swap_test(a, b, label, unit, swaps, "auroc") == comparison.swap_test(
-        a, steeper, label, unit, swaps, "auroc"
+    assert comparison.swap_test(a, b, label, unit, fold, swaps, "auroc") == comparison.swap_test(
+        a, steeper, label, unit, fold, swaps, "auroc"
     )
 
 
 @pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy"])
 def test_exact_p_equals_a_full_enumeration_by_hand(metric):
     groups = 4
-    a, b, label, unit = sessions(np.random.default_rng(3), groups=groups, advantage=0.7)
+    a, b, label, unit, fold = sessions(np.random.default_rng(3), groups=groups, advantage=0.7)
 
     def score(p: np.ndarray) -> float:
         if metric == "balanced_accuracy":
@@ -103,17 +125,17 @@ def test_exact_p_equals_a_full_enumeration_by_hand(metric):
 
     swaps = comparison.draw_swaps(groups, 1000, seed=0)
     assert swaps.exact
-    difference, p = comparison.swap_test(a, b, label, unit, swaps, metric)
+    difference, p = comparison.swap_test(a, b, label, unit, fold, swaps, metric)
     assert difference == pytest.approx(observed, abs=1e-12)
     assert p == expected
 
 
 def test_chunks_of_swaps_give_the_same_p(monkeypatch):
-    a, b, label, unit = sessions(np.random.default_rng(4))
+    a, b, label, unit, fold = sessions(np.random.default_rng(4))
     swaps = comparison.draw_swaps(20, 199, seed=0)
-    whole = comparison.swap_test(a, b, label, unit, swaps, "auroc")
+    whole = comparison.swap_test(a, b, label, unit, fold, swaps, "auroc")
     monkeypatch.setattr(comparison, "CHUNK", 4 * 20 * 7)
-    assert comparison.swap_test(a, b, label, unit, swaps, "auroc") == whole
+    assert comparison.swap_test(a, b, label, unit, fold, swaps, "auroc") == whole
 
 
 def test_few_groups_are_enumerated_once_each_up_to_sign_and_many_are_sampled():
@@ -133,7 +155,7 @@ def test_the_clearest_difference_gets_the_smallest_p_that_is_announced(groups):
     good = np.eye(2)[label][None]
     bad = 1 - good
     swaps = comparison.draw_swaps(groups, 500, seed=0)
-    _, p = comparison.swap_test(good, bad, label, unit, swaps, "accuracy")
+    _, p = comparison.swap_test(good, bad, label, unit, np.zeros_like(unit), swaps, "accuracy")
     assert p == pytest.approx(comparison.smallest_p(groups, 500), rel=1e-12)
 
 
@@ -141,7 +163,7 @@ def test_every_resample_holds_every_class_and_as_many_groups_as_there_are():
     label = np.array([0, 0, 1, 0, 0, 1, 2])  # class 2 stands in the last group only
     unit = np.array([0, 0, 1, 1, 2, 2, 3])
     resamples = comparison.draw_resamples(
-        label, unit, units=4, classes=3, seeds=3, count=500, seed=0
+        label, unit, np.zeros(7, np.int64), units=4, classes=3, seeds=3, count=500, seed=0
     )
     assert (resamples.unit_BK[:, 3] > 0).all()
     assert (resamples.unit_BK.sum(axis=1) == 4).all()
@@ -149,13 +171,26 @@ def test_every_resample_holds_every_class_and_as_many_groups_as_there_are():
     assert resamples.unit_BK[:, 0].min() == 0
 
 
+def test_every_resample_holds_every_class_beside_another_in_some_fold():
+    label = np.array([0, 1, 0, 0, 1, 0, 2, 1])  # units 1 and 2 hold one class each, in folds apart
+    unit = np.array([0, 0, 1, 1, 2, 3, 3, 3])
+    fold = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    resamples = comparison.draw_resamples(
+        label, unit, fold, units=4, classes=3, seeds=1, count=500, seed=0
+    )
+    values = metrics.metric_values(
+        np.full((1, 8, 3), 1 / 3), label, unit, fold, resamples.unit_BK, 10
+    )
+    assert (values["auroc", None] == 0.5).all()
+
+
 def test_seeds_that_differ_widen_the_interval():
     rng = np.random.default_rng(5)
-    a, _, label, unit = sessions(rng, seeds=4)
+    a, _, label, unit, fold = sessions(rng, seeds=4)
     resamples = comparison.draw_resamples(
-        label, unit, units=20, classes=CLASSES, seeds=4, count=1000, seed=0
+        label, unit, fold, units=20, classes=CLASSES, seeds=4, count=1000, seed=0
     )
-    values = metrics.metric_values(a, label, unit, resamples.unit_BK, 10)["auroc", None]
+    values = metrics.metric_values(a, label, unit, fold, resamples.unit_BK, 10)["auroc", None]
     same = np.broadcast_to(values.mean(axis=0), values.shape)
     apart = same + np.array([[-0.1], [0.1], [0.1], [-0.1]])
 

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from scanbench.errors import UserError
 from scanbench.evaluation import EXAMPLES, evaluate, metrics_for
 from scanbench.files import sha256_of
-from scanbench.predictions import class_columns
+from scanbench.predictions import HeldOut, class_columns
 
 SPEC = {
     "lines": [4, 8, 16, LINES],
@@ -55,6 +55,38 @@ class Study:
         folder = self.folder / out
         evaluate({**SPEC, **change}, runs, self.store, self.split, folder)
         return {name: pd.read_csv(folder / f"{name}.csv") for name in FILES}
+
+
+def in_folds(every: pd.DataFrame, folds: int) -> HeldOut:
+    """Each group is tested in one of the folds, in turn."""
+    tested_in = pd.factorize(every["group"])[0] % folds
+    parts = [
+        {
+            "train": frozenset(every.index[tested_in != f]),
+            "test": frozenset(every.index[tested_in == f]),
+        }
+        for f in range(folds)
+    ]
+    return HeldOut(classes=CLASSES, scans=every, folds=tuple(parts))
+
+
+def folded(folder, every: pd.DataFrame, folds: int) -> Study:
+    """A study with a guess from the class shares of each training part, and a model."""
+    study = Study(folder, every)
+    held = in_folds(every, folds)
+    write_split(study.split, held, study.store)
+    tables: dict[str, list[pd.DataFrame]] = {"majority": [], "rolling": []}
+    for seed in (0, 1):
+        for f, parts in enumerate(held.folds):
+            tested = every.loc[sorted(parts["test"])]
+            trained = every.loc[sorted(parts["train"]), "label"]
+            shares = np.bincount(trained, minlength=len(CLASSES)) / len(trained)
+            constant = table(tested, skill=0, seed=seed, fold=f)
+            constant[class_columns(CLASSES)] = shares.astype(np.float32)
+            tables["majority"].append(constant)
+            tables["rolling"].append(table(tested, skill=2.5, seed=seed, fold=f))
+    study.tables = tables
+    return study
 
 
 @pytest.fixture
@@ -218,6 +250,35 @@ def test_one_test_group_gives_figures_without_intervals(tmp_path):
 def test_one_experiment_has_no_pairs(study):
     study.tables = {"rolling": study.tables["rolling"]}
     assert study.evaluate()["pairs"].empty
+
+
+def test_a_constant_model_has_auroc_one_half_in_several_folds(tmp_path):
+    every = scans()
+    every["label"] = np.random.default_rng(0).permutation(every["label"])  # shares differ by fold
+    study = folded(tmp_path, every, 3)
+    tables = study.evaluate(folds=[0, 1, 2])
+    auroc = tables["metrics"].query("metric == 'auroc' and experiment == 'majority'")
+    assert (auroc[["value", "low", "high"]] == 0.5).all(axis=None)
+    groups = tables["groups"].query("metric == 'auroc' and experiment == 'majority'")
+    assert (groups["value"].dropna() == 0.5).all()
+    corners = tables["roc"].query("experiment == 'majority'")[["fpr", "tpr"]]
+    assert (corners["fpr"] == corners["tpr"]).all()
+
+
+def test_a_class_may_be_absent_from_the_test_part_of_a_fold(tmp_path):
+    every = scans()
+    in_first = in_folds(every, 3).folds[0]["test"]
+    every.loc[every.index.isin(in_first) & (every["label"] == 2), "label"] = 1
+    metrics = folded(tmp_path, every, 3).evaluate(folds=[0, 1, 2])["metrics"]
+    assert metrics[["value", "low", "high"]].notna().all(axis=None)
+
+
+def test_a_class_that_stands_beside_no_other_in_any_fold_is_named(tmp_path):
+    every = scans()
+    in_first = every.index.isin(in_folds(every, 3).folds[0]["test"])
+    every["label"] = np.where(in_first, 2, every["label"].replace(2, 1))
+    with pytest.raises(UserError, match=r"class 'rows' has no scan beside another class.*0, 1, 2"):
+        folded(tmp_path, every, 3).evaluate(folds=[0, 1, 2])
 
 
 def test_a_class_absent_from_the_test_part_is_named(tmp_path):

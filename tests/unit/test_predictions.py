@@ -300,6 +300,7 @@ def test_seeds_with_different_windows_are_refused():
     [
         (table(EVERY, skill=1, seed=1), "seed 0 is in 'a' but not in 'b'"),
         (table(EVERY.iloc[1:], skill=1), "scan 'scan 0000' is in 'a' but not in 'b'"),
+        (table(EVERY, skill=1, fold=1), "scan and fold ('scan 0000', 0) is in 'a' but not in 'b'"),
     ],
 )
 def test_experiments_with_other_rows_are_not_compared(other, words):
