@@ -119,11 +119,15 @@ def store_verify(args: Arguments) -> None:
 
 def apply(args: Arguments) -> None:
     """Let a trained run judge a new folder of scans: CSVs, figures and, with labels, metrics."""
-    out = args.out or Path(f"{args.folder.resolve().name}-{args.run.resolve().name}")
-    found = _of_study(args, "apply")(
+    # A run lies in DATASET/SPLIT/EXPERIMENT/foldN-seedN.
+    named = [args.folder.resolve().stem, *args.run.resolve().parts[1:][-4:]]
+    out = args.out or Path("-".join(named))
+    done = _of_study(args, "apply")(
         args.run, args.folder, out, args.labels, args.spec, figures=not args.no_figures
     )
-    _print_ingested(found, quiet=True)
+    _print_ingested(done.found, quiet=True)
+    for scan, reason in done.left_out.items():
+        print(f"left out {scan}: {reason}")
     print(f"{out}: scans.csv, lines.csv" + ("" if args.no_figures else ", figures/"))
     if args.labels:
         _print_metrics(out / "metrics.csv")
@@ -202,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", type=Path, default=Path("results"))
     applied = command("apply", apply, "run", "folder")
     applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
-    applied.add_argument("--out", type=Path, help="folder to write (default: FOLDER-RUN)")
+    applied.add_argument("--out", type=Path, help="folder to write (default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN)")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
     for sub in (simulated, fetched, read, applied):
         sub.add_argument("--study", choices=STUDIES, default=STUDIES[0])

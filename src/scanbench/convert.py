@@ -19,7 +19,7 @@ from tqdm import tqdm
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.resample import fill_missing, resample
-from scanbench.scans import iterate_heights, read_manifest
+from scanbench.scans import iterate_heights, read_manifest, read_options
 from scanbench.store import (
     SCHEMA_VERSION,
     FloatArray,
@@ -86,6 +86,8 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
             "study": str(options["study"]),
             "classes": json.dumps(classes, ensure_ascii=False),
             "unit": manifest["unit"].tolist()[0],
+            "channel": ", ".join(sorted(set(manifest["channel"]))),
+            "ingest": canonical_json(read_options(scans)),
             "manifest_sha256": inputs[MANIFEST],
             "inputs": canonical_json(inputs),
             "created_by": f"scanbench {version('scanbench')}",

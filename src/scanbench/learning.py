@@ -12,8 +12,10 @@ there is to know.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -29,12 +31,14 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from scanbench import provenance
 from scanbench.errors import UserError, did_you_mean
+from scanbench.files import replacing
 
 Batch = Any
 
@@ -329,6 +333,10 @@ class Journal(L.Callback):
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
         self.writes = True
+        # CPU seconds of other processes than this: before a resume, up to the checkpoint that it
+        # goes on from, and beside it, on other devices.
+        self._cpu_before = 0.0
+        self._cpu_beside = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
@@ -336,13 +344,20 @@ class Journal(L.Callback):
             "rows": self.rows,
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
+            "cpu_seconds": self.cpu_seconds,
         }
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that the training has taken so far, over all its processes."""
+        return self._cpu_before + self._cpu_beside + time.process_time()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint held."""
         self.rows = state_dict["rows"]
         self.best_epoch = state_dict["best_epoch"]
         self.best_weights = state_dict["best_weights"]
+        self._cpu_before = state_dict["cpu_seconds"]
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         """Do not go on with a run that had stopped early before it was killed."""
@@ -369,8 +384,11 @@ class Journal(L.Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate}
         row |= train | val | {"seconds": round(time.perf_counter() - self.started, 3)}
         self._check_finite(row, trainer)
+        own = torch.tensor(time.process_time(), dtype=torch.float64, device=learner.device)
+        self._cpu_beside = float(trainer.strategy.reduce(own.clone(), reduce_op="sum") - own)
         best = self.rows[self.best_epoch - 1][settings.monitor] if self.rows else None
         now = row[settings.monitor]
+        assert not math.isnan(now), f"{settings.monitor} is not a number in epoch {row['epoch']}"
         if best is None or (now < best if settings.falling else now > best):
             self.best_epoch = trainer.current_epoch + 1
             self.best_weights = {
@@ -392,6 +410,22 @@ class Journal(L.Callback):
                     f"training.learning_rate (the rate was {row['lr']:g}) or set "
                     f"training.precision to fp32 (it was {trainer.precision})"
                 )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all, in the file system where they stay."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; an `OSError` names the file."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            with replacing(Path(path)) as part:
+                part.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class Progress(L.Callback):
@@ -551,7 +585,7 @@ def fit(
             devices=settings.devices,
             strategy="ddp" if settings.devices > 1 else "auto",
             # Processes are ours to start, also inside a batch system's job.
-            plugins=[LightningEnvironment()],
+            plugins=[LightningEnvironment(), WholeCheckpoints()],
             precision=PRECISIONS[resolve_precision(settings.precision, device)],  # type: ignore[arg-type]
             max_epochs=settings.epochs,
             gradient_clip_val=settings.gradient_clip or None,

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from scanbench import provenance
 from scanbench.errors import UserError
-from scanbench.files import replacing, write_json
+from scanbench.files import replacing, sha256_of, write_json
 from scanbench.predictions import class_columns
-from scanbench.runs import META, WEIGHTS, Run, load_run, valid_answers
+from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, load_run
 from scanbench.split_file import read_split
 from scanbench.store import FloatArray, Store
 from scanbench.windows import WindowIndex
@@ -118,7 +118,7 @@ def predict_arrays(
     index = WindowIndex(n_lines_N, window["lines"], window["stride"])
     lines = run.meta["lines"]
     model = run.model.to(device).eval()
-    answer_lines: list[int] = model.answer_lines()  # type: ignore[operator]
+    times = AnswerTimes.of(model, lines)
     parts = [_fallback(np.arange(len(n_lines_N)), n_lines_N, run.meta["prior"])]
     for begin in range(0, len(index), batch_size):
         scan_B, first_B, length_B = index.lookup(
@@ -129,7 +129,7 @@ def predict_arrays(
         length = torch.from_numpy(length_B)
         with torch.inference_mode():
             logits_BTC = model(x_BLP.to(device), length.to(device)).cpu()
-        parts.append(_rows(logits_BTC, scan_B, first_B, length, answer_lines, lines))
+        parts.append(_rows(logits_BTC, scan_B, first_B, length, times))
     answers = Answers.joined(parts)
     answered = np.isin(answers.scan, answers.scan[~answers.fallback])
     answers = answers[np.flatnonzero(~(answers.fallback & answered))]
@@ -141,14 +141,13 @@ def _rows(
     scan_B: NDArray[np.int64],
     first_B: NDArray[np.int64],
     length_B: Tensor,
-    answer_lines: Sequence[int],
-    lines: int,
+    times: AnswerTimes,
 ) -> Answers:
     """Return the valid answers of a batch as rows."""
-    valid_BT = valid_answers(answer_lines, lines, length_B).numpy()
+    valid_BT = times.valid(length_B).numpy()
     sample_R, answer_R = np.nonzero(valid_BT)
     # An answer at the end of a partial scan has seen the lines that there are.
-    seen_R = np.minimum(np.asarray(answer_lines)[answer_R], length_B.numpy()[sample_R])
+    seen_R = np.minimum(np.asarray(times.lines)[answer_R], length_B.numpy()[sample_R])
     # In float64 the sum of the float32 probabilities is off by their own rounding at most.
     probability_BTC = logits_BTC.double().softmax(-1).float().numpy()
     return Answers(
@@ -191,7 +190,8 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
     Raises
     ------
     UserError
-        If a file is damaged, or the run was trained on another data set.
+        If a file is damaged, or the run was trained on another data set or division of it, so
+        that it may have been trained on what is tested.
     """
     started = time.time()
     run, out = Path(run), Path(out)
@@ -200,19 +200,21 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(meta["training"]["num_threads"])
     with Store(store) as data:
-        if data.classes != trained.classes:
-            raise UserError(
-                f"{run / META}: trained on classes {trained.classes}, but {store} has "
-                f"{data.classes}; train again"
-            )
         folds = read_split(split, data)["folds"]
-        if meta["fold"] >= len(folds):
-            raise UserError(f"{run / META}: fold {meta['fold']} is not in {split}; train again")
+        for path, key, found in (
+            (store, "store_sha256", data.sha256),
+            (split, "split_sha256", sha256_of(split)),
+        ):
+            if found != meta[key]:
+                raise UserError(
+                    f"{run / META}: was trained with another file than {path} ({key}); give the "
+                    "one that it was trained with, or train again"
+                )
         test = np.sort(data.index_of(folds[meta["fold"]]["test"]))
         blocks = [test[begin : begin + BLOCK] for begin in range(0, len(test), BLOCK)]
         title = f"predict {meta['name']} fold {meta['fold']} seed {meta['seed']}"
         found = []
-        for block in tqdm(blocks, desc=title, unit="block", disable=None):
+        for block in tqdm(blocks, desc=title, unit="block"):
             answers = predict_arrays(
                 trained,
                 data.read(block, meta["normalisation"]),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -63,6 +64,27 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command as one would type it in the working directory.
+
+    Absolute paths below the working directory are given relative to it; of others, which say where
+    things lie on one machine, the name alone is kept, as in `…/scans`.
+    """
+    folder = Path.cwd()
+
+    def told(argument: str) -> str:
+        option, equals, value = "", "", argument
+        if argument.startswith("--"):
+            option, equals, value = argument.rpartition("=")
+        path = Path(value)
+        if not path.is_absolute():
+            return argument
+        short = path.relative_to(folder) if path.is_relative_to(folder) else f"…/{path.name}"
+        return f"{option}{equals}{short}"
+
+    return shlex.join(["scanbench", *map(told, arguments)])
+
+
 def record(
     spec: Mapping[str, Any],
     *,
@@ -70,6 +92,7 @@ def record(
     started: float,
     seed: int | None = None,
     device: str | None = None,
+    cpu_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Describe how a result came to be, as plain builtins for a JSON file beside it.
 
@@ -85,16 +108,18 @@ def record(
         Seed of the stage's random numbers, if it drew any.
     device
         What computed the result; the processor's name if None.
+    cpu_seconds
+        Processor time that the result took; that of this process if None.
 
     Returns
     -------
     dict
         Keys `command`, `commit`, `dirty`, `config`, `inputs`, `seed`, `device`, `threads`,
-        `versions`, `started` (UTC, ISO 8601), `seconds` (wall) and `cpu_seconds`.
+        `versions`, `started` (UTC, ISO 8601), `seconds` (wall, of this process) and `cpu_seconds`.
     """
     commit, dirty = git_state()
     return {
-        "command": " ".join(["scanbench", *sys.argv[1:2]]),
+        "command": command_line(sys.argv[1:]),
         "commit": commit,
         "dirty": dirty,
         "config": dict(spec),
@@ -105,5 +130,5 @@ def record(
         "versions": versions(),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 3),
-        "cpu_seconds": round(time.process_time(), 3),
+        "cpu_seconds": round(time.process_time() if cpu_seconds is None else cpu_seconds, 3),
     }

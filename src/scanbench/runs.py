@@ -37,6 +37,11 @@ REQUIRED: dict[str, type] = {
     "prior": list,
     "fold": int,
     "seed": int,
+    "store_sha256": str,
+    "split_sha256": str,
+    "unit": str,
+    "channel": str,
+    "ingest": dict,
     "weights_sha256": str,
 }
 
@@ -74,10 +79,19 @@ def resolved_options(study: str, name: str, options: Mapping[str, Any]) -> dict[
 
 
 def save_run(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `weights.safetensors` and `model.json`; the latter last, as it names the former."""
+    """Write `weights.safetensors` and `model.json`; the latter last, as it names the former.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written, on a full disk for one.
+    """
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     with replacing(folder / WEIGHTS) as part:
-        safetensors.torch.save_file(contiguous, part)
+        try:
+            safetensors.torch.save_file(contiguous, part)
+        except safetensors.SafetensorError as error:  # it hides the system's error in its text
+            raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
     known = {"schema_version": SCHEMA_VERSION, "weights_sha256": sha256_of(folder / WEIGHTS)}
     write_json(folder / META, {**meta, **known})
 
@@ -133,17 +147,40 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def valid_answers(answer_lines: Sequence[int], lines: int, n_lines_B: Tensor) -> Tensor:
-    """Tell which answers a model gives about scans of `n_lines_B` measured lines, bool [B, T].
+@dataclass(frozen=True)
+class AnswerTimes:
+    """When a model answers about a sample.
 
-    A model that answers at the end of the scan answers partial scans too; any other answers when
-    it has seen the lines it needs.
+    Parameters
+    ----------
+    lines
+        Lines seen at each of the T answers, rising.
+    at_end
+        Whether the only answer comes at the end of the sample, however few of its lines were
+        measured. Any other model answers when it has seen the lines it needs.
     """
-    if list(answer_lines) == [lines]:
-        return torch.ones(len(n_lines_B), 1, dtype=torch.bool, device=n_lines_B.device)
-    return torch.tensor(answer_lines, device=n_lines_B.device) <= n_lines_B[:, None]
 
+    lines: Sequence[int]
+    at_end: bool
 
-def shortest_sample(answer_lines: Sequence[int], lines: int) -> int:
-    """Return how many lines a sample must have for the model to give an answer."""
-    return 1 if list(answer_lines) == [lines] else answer_lines[0]
+    @classmethod
+    def of(cls, model: nn.Module, lines: int) -> AnswerTimes:
+        """Ask a model for samples of `lines` lines."""
+        answer_lines: list[int] = model.answer_lines()  # type: ignore[operator]
+        at_end = bool(getattr(model, "answers_at_end", True))
+        assert not at_end or answer_lines == [lines], (
+            f"{type(model).__module__}: answers after {answer_lines} of {lines} lines; a model "
+            "that does not answer once at the end must say `answers_at_end = False`"
+        )
+        return cls(answer_lines, at_end)
+
+    def valid(self, n_lines_B: Tensor) -> Tensor:
+        """Tell which answers are valid about samples of so many measured lines, bool [B, T]."""
+        if self.at_end:
+            return torch.ones(len(n_lines_B), 1, dtype=torch.bool, device=n_lines_B.device)
+        return torch.tensor(self.lines, device=n_lines_B.device) <= n_lines_B[:, None]
+
+    @property
+    def fewest(self) -> int:
+        """Measured lines that a sample must have for the model to give an answer."""
+        return 1 if self.at_end else self.lines[0]

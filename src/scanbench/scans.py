@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import mmap
 import struct
 import zipfile
@@ -29,6 +30,8 @@ from scanbench.errors import UserError
 SCANS_PER_SHARD = 256
 
 #: Columns of `manifest.csv` and how they are read; `score_<name>` columns (float) may follow.
+#: Options that ingest read the files with, as JSON.
+OPTIONS = "ingest.json"
 COLUMNS = {
     "scan_id": "text",
     "group": "text",
@@ -205,6 +208,26 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
     if len(twice):
         raise UserError(f"{path}: scan_id {twice.iloc[0]} stands in it twice; ids are unique")
     return table
+
+
+def read_options(folder: str | Path) -> dict[str, Any]:
+    """Return the options that a folder's files were read with; empty if they are not recorded.
+
+    Raises
+    ------
+    UserError
+        If `ingest.json` is no JSON object.
+    """
+    path = Path(folder) / OPTIONS
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); run ingest again") from None
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: not a JSON object; run ingest again")
+    return options
 
 
 def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDArray[np.float32]]:

@@ -27,6 +27,10 @@ SCHEMA_VERSION = 1
 FloatArray = NDArray[np.float32]
 Normalisation = Literal["none", "line", "scan"]
 
+#: What `none` divides heights by, so that a network gets numbers of order one: an ångström, a
+#: picoampere. Any other unit is left as it is.
+NATURAL = {"m": 1e-10, "A": 1e-12}
+
 # A deviation at most this, relative to the largest magnitude, is float32 rounding and no signal.
 CONSTANT = 4 * float(np.finfo(np.float32).eps)
 
@@ -109,8 +113,10 @@ class Store:
 
     Attributes
     ----------
-    study, unit
-        Text.
+    study, unit, channel
+        Text; `channel` is empty where the scans do not tell.
+    ingest
+        Options that ingest read the scans with; empty where they are not recorded.
     classes
         Class names in the order of the label indices.
     n_lines, label, change_line
@@ -142,6 +148,8 @@ class Store:
         try:
             self.study = _text(file.attrs["study"])
             self.unit = _text(file.attrs["unit"])
+            self.channel = _text(file.attrs.get("channel", ""))
+            self.ingest: dict[str, Any] = json.loads(_text(file.attrs.get("ingest", "{}")))
             self.classes: list[str] = json.loads(_text(file.attrs["classes"]))
             self.n_lines: NDArray[np.int32] = file["n_lines"][:]
             self.label: NDArray[np.int16] = file["label"][:]
@@ -247,18 +255,19 @@ class Store:
     def read(
         self,
         indices: ArrayLike,
-        normalisation: Normalisation = "none",
+        normalisation: Normalisation | None = None,
         out: FloatArray | None = None,
     ) -> FloatArray:
-        """Read scans by their position, normalised.
+        """Read scans by their position, normalised as models get them or as they stand.
 
         Parameters
         ----------
         indices
             Positions [M], in any order.
         normalisation
-            `none`; `line`: each line to mean 0 and deviation 1 (causal); `scan`: the same over all
-            measured lines. Lines that were not measured are 0 in each.
+            None: as stored, in `unit`. `none`: divided by a constant of the unit (`NATURAL`), the
+            same for each scan of every store. `line`: each line to mean 0 and deviation 1 (causal).
+            `scan`: the same over all measured lines. Lines that were not measured are 0 in each.
         out
             float32 [M, L, P] to fill instead of a new array.
 
@@ -272,7 +281,7 @@ class Store:
         UserError
             If a scan's bytes are damaged.
         """
-        if normalisation not in get_args(Normalisation):
+        if normalisation is not None and normalisation not in get_args(Normalisation):
             hint = did_you_mean(normalisation, get_args(Normalisation))
             raise UserError(f"normalisation: {normalisation!r} is unknown; {hint}")
         indices = np.asarray(indices, np.int64)
@@ -290,7 +299,9 @@ class Store:
                     f"{self.path}: scans {run.start} to {run.stop - 1} are damaged; see "
                     "`scanbench store verify` and convert the scans again"
                 ) from None
-        if normalisation != "none":
+        if normalisation == "none":
+            out /= np.float32(NATURAL.get(self.unit, 1.0))
+        elif normalisation is not None:
             mean = self.statistics[f"{normalisation}_mean"][indices]
             std = self.statistics[f"{normalisation}_std"][indices]
             shape = (len(indices), -1, 1)

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -38,7 +39,7 @@ from scanbench.learning import (
     from_config,
     resolve_precision,
 )
-from scanbench.runs import build_model, resolved_options, save_run, shortest_sample, valid_answers
+from scanbench.runs import AnswerTimes, build_model, resolved_options, save_run
 from scanbench.split_file import read_split
 from scanbench.store import Store
 from scanbench.windows import WindowReader
@@ -128,8 +129,8 @@ class Classification(nn.Module):
 
     Parameters
     ----------
-    answer_lines, lines
-        When the model answers, and the lines of a whole sample.
+    times
+        When the model answers.
     class_weights_C
         Weight of each class in the loss.
     settings
@@ -142,14 +143,13 @@ class Classification(nn.Module):
 
     def __init__(
         self,
-        answer_lines: list[int],
-        lines: int,
+        times: AnswerTimes,
         class_weights_C: np.ndarray,
         settings: Settings,
         augmentation: Augmentation,
     ) -> None:
         super().__init__()
-        self.answer_lines, self.lines = answer_lines, lines
+        self.times = times
         self.settings, self.augmentation = settings, augmentation
         self.register_buffer("class_weights_C", torch.tensor(class_weights_C, dtype=torch.float32))
         # A NaN must show, not be left out; and validation is each process's own.
@@ -172,7 +172,7 @@ class Classification(nn.Module):
     def step(self, model: nn.Module, batch: Batch, stage: str) -> Tensor:
         """Return the loss of a batch, and note the figures."""
         logits_BTO = model(batch.x_BLP, batch.n_lines_B)
-        valid_BT = valid_answers(self.answer_lines, self.lines, batch.n_lines_B)
+        valid_BT = self.times.valid(batch.n_lines_B)
         last_B = valid_BT.sum(1) - 1
         final_BO = logits_BTO[torch.arange(len(last_B), device=last_B.device), last_B]
         loss_B = self._losses(logits_BTO, valid_BT, final_BO, batch.label_B)
@@ -227,7 +227,14 @@ class Classification(nn.Module):
         return figures
 
 
-def class_weights(label_N: np.ndarray, classes: list[str], where: str) -> np.ndarray:
+def class_counts(reader: WindowReader) -> np.ndarray:
+    """Return how many samples of each class a part has [C]; a scan may give several, or none."""
+    label_N = reader.store.label[reader.scans].astype(np.int64)
+    samples = np.repeat(label_N, reader.index.counts)
+    return np.bincount(samples, minlength=len(reader.store.classes))
+
+
+def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.ndarray:
     """Return n/(k·n_c) for each class c of k: rare classes count as much as frequent ones.
 
     Raises
@@ -235,25 +242,29 @@ def class_weights(label_N: np.ndarray, classes: list[str], where: str) -> np.nda
     UserError
         If a class is absent.
     """
-    count_C = np.bincount(label_N, minlength=len(classes))
     for name, count in zip(classes, count_C, strict=True):
         if count == 0:
             raise UserError(
-                f"{where}: no training scan of class {name!r}, so it cannot be learned; split "
-                "again with fewer folds or another seed, or leave the class out of the labels"
+                f"{where}: no training sample of class {name!r}, so it cannot be learned; split "
+                "again with fewer folds or another seed, choose a model that needs fewer lines, "
+                "or leave the class out of the labels"
             )
-    return len(label_N) / (len(classes) * count_C)
+    return count_C.sum() / (len(classes) * count_C)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came out of a training: history, best epoch (from 1), its weights, and how."""
+    """What came out of a training: history, best epoch (from 1), its weights, and how.
+
+    `cpu_seconds` are those of all processes that took part, also of those before a resume.
+    """
 
     rows: list[dict[str, float]]
     best_epoch: int
     weights: Mapping[str, Tensor]
     device: str
     precision: str
+    cpu_seconds: float
 
 
 def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
@@ -285,12 +296,6 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     with Store(store) as data:
         where = f"{split}: fold {spec['fold']}"
         parts = training_parts(data, split, spec["fold"])
-        label_N = data.label[parts["train"]].astype(np.int64)
-        _check_monitor(settings.monitor, data.label[parts["validation"]], where)
-        weights_C = class_weights(label_N, data.classes, where)
-        if not settings.class_weights:
-            weights_C = np.ones(len(data.classes))
-
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
         model = build_model(
@@ -301,11 +306,11 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             pixels=data.pixels,
             classes=len(data.classes),
         )
-        answer_lines: list[int] = model.answer_lines()  # type: ignore[operator]
+        times = AnswerTimes.of(model, lines)
         readers = {
             part: _reader(
                 data,
-                scans[data.n_lines[scans] >= shortest_sample(answer_lines, lines)],
+                scans[data.n_lines[scans] >= times.fewest],
                 spec,
                 settings,
                 shuffle=part == "train",
@@ -316,9 +321,14 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             if not len(reader.index):
                 raise UserError(
                     f"{where}: no {part} scan is long enough for {spec['model']}, which first "
-                    f"answers after {answer_lines[0]} lines; choose a smaller window"
+                    f"answers after {times.fewest} lines; choose a smaller window"
                 )
-        task = Classification(answer_lines, lines, weights_C, settings, augmentation)
+        count_C = class_counts(readers["train"])
+        weights_C = class_weights(count_C, data.classes, where)
+        if not settings.class_weights:
+            weights_C = np.ones(len(data.classes))
+        check_validation(class_counts(readers["validation"]), data.classes, settings, where)
+        task = Classification(times, weights_C, settings, augmentation)
         checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model)
         if hasattr(model, "fit"):
             trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
@@ -346,8 +356,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
                 weights=journal.best_weights,
                 device=device_name(settings),
                 precision=resolve_precision(settings.precision, accelerator(settings)),
+                cpu_seconds=journal.cpu_seconds,
             )
-        count_C = np.bincount(label_N, minlength=len(data.classes))
         prior_C = count_C * weights_C / (count_C * weights_C).sum()
         meta = {
             **{key: spec[key] for key in ("study", "name", "model", "normalisation", "window")},
@@ -358,6 +368,11 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "lines": lines,
             "pixels": data.pixels,
             "scan_lines": data.lines,
+            "unit": data.unit,
+            "channel": data.channel,
+            "ingest": data.ingest,
+            "store_sha256": data.sha256,
+            "split_sha256": sha256_of(split),
             "classes": data.classes,
             "class_counts": count_C.tolist(),
             "class_weights": weights_C.tolist(),
@@ -377,7 +392,12 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     write_json(
         out / "train.json",
         provenance.record(
-            spec, inputs=inputs, started=started, seed=spec["seed"], device=trained.device
+            spec,
+            inputs=inputs,
+            started=started,
+            seed=spec["seed"],
+            device=trained.device,
+            cpu_seconds=trained.cpu_seconds,
         ),
     )
     save_run(out, trained.weights, meta)
@@ -409,14 +429,30 @@ def training_parts(data: Store, split: str | Path, fold: int) -> dict[str, np.nd
     return parts
 
 
-def _check_monitor(monitor: str, label_N: np.ndarray, where: str) -> None:
-    known = ("val_auroc", "val_balanced_accuracy", "val_loss")
+def check_validation(
+    count_C: np.ndarray, classes: list[str], settings: Settings, where: str
+) -> None:
+    """Check that the monitored figure tells epochs apart, and say on stderr what it leaves out.
+
+    Raises
+    ------
+    UserError
+        If the figure does not exist, or is the same whatever the model answers.
+    """
+    monitor, known = settings.monitor, ("val_auroc", "val_balanced_accuracy", "val_loss")
     if monitor not in known:
         raise UserError(f"training.monitor: {monitor!r} is unknown; {did_you_mean(monitor, known)}")
-    if monitor != "val_loss" and len(np.unique(label_N)) < 2:
+    absent = [name for name, count in zip(classes, count_C, strict=True) if not count]
+    if monitor != "val_loss" and len(classes) - len(absent) < 2:
         raise UserError(
-            f"{where}: all validation scans are of one class, so {monitor} tells nothing; split "
+            f"{where}: all validation samples are of one class, so {monitor} tells nothing; split "
             "again, or set training.monitor to val_loss"
+        )
+    if absent:
+        print(
+            f"{where}: no validation sample of class {', '.join(absent)}: the figures of the "
+            "validation, and so the choice of the best epoch, are of the other classes",
+            file=sys.stderr,
         )
 
 
@@ -475,4 +511,5 @@ def _fit_at_once(
         weights=model.state_dict(),
         device=provenance.processor(),
         precision="fp32",
+        cpu_seconds=time.process_time(),
     )

@@ -24,7 +24,7 @@ def heights(label: int, lines: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make(folder: Path, groups: int = 6, scans_per_group: int = 9) -> tuple[Path, Path]:
-    """Write a store and a split of it with two folds; every fifth scan is partial."""
+    """Write a store, heights in metres, and its split in two folds; every fifth scan is partial."""
     rng = np.random.default_rng(0)
     scans = folder / "scans"
     scans.mkdir(parents=True)
@@ -32,7 +32,7 @@ def make(folder: Path, groups: int = 6, scans_per_group: int = 9) -> tuple[Path,
     for k in range(groups * scans_per_group):
         label = int(rng.permuted(np.array([0, 1, 2, 2]))[0]) if k % 3 else k // 3 % 3
         lines = int(rng.integers(5, LINES)) if k % 5 == 4 else LINES
-        arrays[f"scan{k}"] = heights(label, lines, rng)
+        arrays[f"scan{k}"] = 1e-10 * heights(label, lines, rng)
         rows.append(
             {
                 "scan_id": f"scan{k:03}",

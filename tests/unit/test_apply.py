@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import small_study
+import yaml
 
 from scanbench.cli import main
 from scanbench.errors import UserError
+from scanbench.store import Store
+from scanbench.tipstate import apply as apply_module
 from scanbench.tipstate.apply import apply
+from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.training import train
 
 
@@ -79,3 +85,111 @@ def test_a_folder_that_is_no_run_is_one_clear_line(
     status = main(["apply", str(tmp_path), str(scans), "--out", str(tmp_path / "out")])
     assert status == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_metrics_are_scored_as_the_config_does_by_default() -> None:
+    schema = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
+    defaults = yaml.safe_load(schema.read_text())["$defs"]["evaluation"]["properties"]
+    assert list(apply_module.LINES) == defaults["lines"]["default"]
+    assert defaults["ece_bins"]["default"] == apply_module.ECE_BINS
+
+
+def test_a_second_run_leaves_nothing_of_the_first(
+    run: Path, scans: Path, labels: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    apply(run, scans, out, labels)
+    apply(run, scans, out, figures=False)
+    assert not (out / "metrics.csv").exists()
+    assert not (out / "figures").exists()
+
+
+def test_only_an_earlier_output_is_replaced(run: Path, scans: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "chapter.tex").write_text("x")
+    with pytest.raises(UserError, match="exists and is no output of apply"):
+        apply(run, scans, mine)
+    with pytest.raises(UserError, match="would be replaced, but holds"):
+        apply(run, scans, tmp_path)
+    assert (mine / "chapter.tex").read_text() == "x"
+
+
+def test_a_failed_run_leaves_the_earlier_output(run: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    apply(run, scans, out, figures=False)
+    before = (out / "scans.csv").read_bytes()
+    with pytest.raises(UserError):
+        apply(run, scans, out, tmp_path / "no labels.csv", figures=False)
+    assert (out / "scans.csv").read_bytes() == before
+
+
+def sxm(path: Path, measured: int, *, channel: str = "Z", unit: str = "m") -> None:
+    """Write a scan of 512 planned lines that was aborted after `measured`."""
+    x_LP = np.full((512, 16), np.nan)
+    x_LP[:measured] = 1e-10 * small_study.heights(0, measured, np.random.default_rng(2))
+    header = Header(width_m=1e-8, height_m=1e-8, line_time_s=0.1, bias_v=-2.0, setpoint_a=5e-11)
+    signals = {channel: Channel(unit=unit, forward_LP=x_LP, backward_LP=x_LP)}
+    write_sxm(path, header, signals)
+
+
+def test_a_scan_of_which_nothing_is_left_is_listed_and_the_others_are_judged(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "whole.sxm", 512)
+    sxm(folder / "aborted.sxm", 2)
+    done = apply(run, folder, tmp_path / "out", figures=False)
+    assert set(done.left_out) == {"aborted"}
+    assert "after 2 of 512 lines" in done.left_out["aborted"]
+    assert pd.read_csv(tmp_path / "out/scans.csv")["scan_id"].tolist() == ["whole"]
+    assert pd.read_csv(tmp_path / "out/left_out.csv")["scan_id"].tolist() == ["aborted"]
+    (folder / "whole.sxm").unlink()
+    with pytest.raises(UserError, match="no scan is long enough: aborted after 2 of 512 lines"):
+        apply(run, folder, tmp_path / "out", figures=False)
+
+
+def test_scans_of_another_unit_are_refused(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "current.sxm", 512, channel="Current", unit="A")
+    with pytest.raises(UserError, match="'Current' in 'A', but the run was trained") as told:
+        apply(run, folder, tmp_path / "out", options={"channel": "Current"})
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_read_as_those_of_the_run_were(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "topography.sxm", 512, channel="Topography")
+    with pytest.raises(UserError):
+        apply(run, folder, tmp_path / "out", figures=False)
+    trained = tmp_path / "run"
+    shutil.copytree(run, trained)
+    meta = json.loads((run / "model.json").read_text())
+    meta["ingest"] = {"channel": "Topography", "directions": ["backward"]}
+    (trained / "model.json").write_text(json.dumps(meta))
+    apply(trained, folder, tmp_path / "out", figures=False)
+    assert pd.read_csv(tmp_path / "out/scans.csv")["scan_id"].tolist() == ["topography:backward"]
+
+
+def test_how_scans_were_read_travels_from_ingest_to_the_store(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "whole.sxm", 512)
+    apply(run, folder, tmp_path / "out", options={"directions": ["backward"]}, figures=False)
+    with Store(tmp_path / "out/store.h5") as store:
+        assert (store.channel, store.unit) == ("Z", "m")
+        assert store.ingest["directions"] == ["backward"]
+
+
+def test_the_default_name_tells_runs_of_several_experiments_apart(
+    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "results/runs/simulated/sessions/majority/fold0-seed0"
+    shutil.copytree(run, place)
+    monkeypatch.chdir(tmp_path)
+    assert main(["apply", str(place), str(scans), "--no-figures"]) == 0
+    assert (tmp_path / "new-simulated-sessions-majority-fold0-seed0/scans.csv").is_file()

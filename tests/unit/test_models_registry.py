@@ -17,7 +17,7 @@ from small_study import CLASSES, LINES, PIXELS, heights, spec
 from torch import Tensor, nn
 
 from scanbench.errors import UserError
-from scanbench.runs import valid_answers
+from scanbench.runs import AnswerTimes
 from scanbench.tipstate import catalogue
 from scanbench.tipstate.models import build, names, resolved_options
 
@@ -45,11 +45,11 @@ def small(name: str) -> nn.Module:
 def answers(model: nn.Module, x_BLP: Tensor, n_lines_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits [B, T, C] and which are valid [B, T]."""
     with torch.no_grad():
-        return model(x_BLP, n_lines_B), valid_answers(model.answer_lines(), LINES, n_lines_B)
+        return model(x_BLP, n_lines_B), AnswerTimes.of(model, LINES).valid(n_lines_B)
 
 
 every_model = pytest.mark.parametrize("name", names())
-progressive = [name for name in names() if small(name).answer_lines() != [LINES]]
+progressive = [name for name in names() if not AnswerTimes.of(small(name), LINES).at_end]
 
 
 def test_all_models_of_the_study_are_found() -> None:
@@ -70,6 +70,23 @@ def test_a_model_answers_with_finite_float32_logits_after_rising_numbers_of_line
     assert logits.shape == (len(N_LINES), len(lines), C)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
+
+
+def test_a_model_whose_only_window_is_the_whole_scan_gives_no_answer_about_less() -> None:
+    options = spec("lrcn")["options"] | {"window": LINES}
+    times = AnswerTimes.of(build("lrcn", options, LINES, PIXELS, C), LINES)
+    assert (list(times.lines), times.fewest) == ([LINES], LINES)
+    assert times.valid(N_LINES)[:, 0].tolist() == (N_LINES == LINES).tolist()
+    whole = AnswerTimes.of(small("vit"), LINES)
+    assert (list(whole.lines), whole.fewest) == ([LINES], 1)
+    assert whole.valid(N_LINES).all()
+
+
+def test_a_running_model_that_does_not_say_so_is_found_out() -> None:
+    model = small("causal")
+    model.answers_at_end = True  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="must say `answers_at_end = False`"):
+        AnswerTimes.of(model, LINES)
 
 
 @every_model
@@ -129,7 +146,7 @@ def test_every_parameter_is_there_from_the_start_and_gets_a_gradient(name: str) 
     if count == 0:
         assert hasattr(model, "fit")
         return
-    valid = valid_answers(model.answer_lines(), LINES, N_LINES)
+    valid = AnswerTimes.of(model, LINES).valid(N_LINES)
     (logits[valid] * torch.randn(int(valid.sum()), logits.shape[-1])).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key

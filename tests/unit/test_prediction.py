@@ -64,6 +64,26 @@ def test_the_table_is_what_evaluation_wants(
     assert out.read_bytes() == again.read_bytes()
 
 
+def test_a_run_answers_only_about_the_split_and_the_store_that_it_was_trained_with(
+    study: tuple[Path, Path], runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """In another split of the same store, a test scan may have been trained on."""
+    store, split = study
+    document = json.loads(split.read_text())
+    document["folds"].reverse()
+    other = tmp_path / "split.json"
+    other.write_text(json.dumps(document))
+    with pytest.raises(
+        UserError, match=r"another file than \S+split\.json \(split_sha256\)"
+    ) as told:
+        predict(store, other, runs["causal"], tmp_path / "predictions.parquet")
+    assert "\n" not in str(told.value)
+    another = small_study.make(tmp_path / "another", groups=9)
+    with pytest.raises(UserError, match=r"another file than \S+store\.h5 \(store_sha256\)"):
+        predict(*another, runs["causal"], tmp_path / "predictions.parquet")
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
 def test_only_test_scans_are_read(
     study: tuple[Path, Path], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

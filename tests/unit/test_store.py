@@ -226,6 +226,18 @@ def test_normalisation_ignores_offset_and_scale(tmp_path):
         np.testing.assert_allclose(line.std(axis=2), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(("unit", "size"), [("m", 1e-10), ("A", 1e-12), ("V", 1.0), ("level", 1.0)])
+def test_without_normalisation_heights_are_told_in_a_natural_unit(tmp_path, unit, size):
+    x = np.random.default_rng(4).normal(size=(3, 16, 16))
+    folder = write_scans(tmp_path / "scans", list((size * x).astype(np.float32)))
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    manifest.assign(unit=unit).to_csv(folder / "manifest.csv", index=False)
+    convert(SPEC, folder, tmp_path / "store.h5")
+    with Store(tmp_path / "store.h5") as store:
+        np.testing.assert_allclose(store.read(range(3), "none"), x, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(store.read(range(3)), size * x, rtol=1e-5, atol=1e-5 * size)
+
+
 def test_constant_lines_become_zeros(tmp_path):
     x = heights(2)
     x[0][3:6] = -2e-7  # constant but for its float32 rounding after resampling

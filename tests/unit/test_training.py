@@ -6,12 +6,15 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import small_study
@@ -25,8 +28,9 @@ from torch.nn import functional as F
 from scanbench import learning, sources
 from scanbench.augment import Augmentation
 from scanbench.errors import UserError
+from scanbench.files import sha256_of
 from scanbench.learning import Settings, from_config, learning_rate, parameter_groups
-from scanbench.runs import load_run
+from scanbench.runs import AnswerTimes, load_run
 from scanbench.store import Store
 from scanbench.training import HISTORY, Batch, Classification, class_weights, train
 
@@ -98,14 +102,79 @@ def test_only_what_can_change_a_run_trains_it_again() -> None:
 
 @given(counts=st.lists(st.integers(1, 50), min_size=2, max_size=6))
 def test_class_weights_make_classes_count_alike(counts: list[int]) -> None:
-    label_N = np.repeat(np.arange(len(counts)), counts)
-    weight_C = class_weights(label_N, [f"c{k}" for k in range(len(counts))], "split")
+    weight_C = class_weights(np.array(counts), [f"c{k}" for k in range(len(counts))], "split")
     assert np.allclose(weight_C * counts, sum(counts) / len(counts))
 
 
-def test_a_class_without_a_training_scan_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"split\.json: fold 0: no training scan of class 'b'"):
-        class_weights(np.array([0, 0, 2]), ["a", "b", "c"], "split.json: fold 0")
+def test_a_class_without_a_training_sample_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"split\.json: fold 0: no training sample of class 'b'"):
+        class_weights(np.array([2, 0, 1]), ["a", "b", "c"], "split.json: fold 0")
+
+
+def edited_store(study: tuple[Path, Path], folder: Path, n_lines: Any) -> tuple[Path, Path]:
+    """Copy a study with `n_lines(label, n_lines, scan ids of the split)` measured lines."""
+    store, split = folder / "store.h5", folder / "split.json"
+    shutil.copy(study[0], store)
+    document = json.loads(study[1].read_text())
+    with h5py.File(store, "r+") as file:
+        ids_N = np.char.decode(file["scan_id"][:])
+        file["n_lines"][:] = n_lines(file["label"][:], file["n_lines"][:], ids_N, document)
+    split.write_text(json.dumps(document | {"store_sha256": sha256_of(store)}))
+    return store, split
+
+
+def test_classes_are_counted_in_samples_that_the_model_gets(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Windows are samples, and what is too short for the model is none."""
+    window = {"lines": 6, "stride": 2}
+    train(spec("majority", window=window), *study, tmp_path / "run")
+    with Store(study[0]) as store:
+        scans = store.index_of(ids(study[1], "train"))
+        label_N, n_lines_N = store.label[scans], store.n_lines[scans]
+    windows_N = np.maximum((n_lines_N - 6) // 2 + 1, 0)
+    counts = [int(windows_N[label_N == c].sum()) for c in range(len(CLASSES))]
+    meta = load_run(tmp_path / "run").meta
+    assert meta["class_counts"] == counts
+    expected = [sum(counts) / len(counts) / n for n in counts]
+    assert meta["class_weights"] == pytest.approx(expected)
+    share_C = load_run(tmp_path / "run").model.log_share_C.exp().numpy()  # type: ignore[operator, union-attr]
+    assert share_C == pytest.approx(np.array(counts) / sum(counts))
+
+
+def test_a_class_whose_scans_are_all_too_short_is_an_error(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def short(label: Any, n_lines: Any, *_: Any) -> Any:
+        return np.where(label == 1, np.minimum(n_lines, 7), n_lines)
+
+    wanted = spec("lrcn")  # answers first after 10 lines
+    with pytest.raises(UserError, match="no training sample of class 'defect'"):
+        train(wanted, *edited_store(study, tmp_path, short), tmp_path / "run")
+
+
+def test_validation_samples_of_one_class_cannot_choose_an_epoch(
+    study: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By scans there are all classes; by samples of a model that needs 10 lines there are not."""
+
+    def short_in_validation(*classes: int) -> Any:
+        def n_lines(label: Any, n_lines: Any, scan_id: Any, document: Any) -> Any:
+            short = np.isin(label, classes) & np.isin(scan_id, document["folds"][0]["validation"])
+            return np.where(short, 7, n_lines)
+
+        return n_lines
+
+    wanted = spec("lrcn", training={"epochs": 2, "monitor": "val_auroc"})
+    (tmp_path / "one").mkdir()
+    one = edited_store(study, tmp_path / "one", short_in_validation(1, 2))
+    with pytest.raises(UserError, match="all validation samples are of one class"):
+        train(wanted, *one, tmp_path / "run")
+    (tmp_path / "two").mkdir()
+    two = edited_store(study, tmp_path / "two", short_in_validation(1))
+    train(wanted, *two, tmp_path / "run")
+    assert "no validation sample of class defect" in capsys.readouterr().err
+    assert all(math.isfinite(float(row["val_auroc"])) for row in history(tmp_path / "run"))
 
 
 class Fixed(nn.Module):
@@ -121,7 +190,10 @@ class Fixed(nn.Module):
 
 def a_task(answer_lines: list[int], weight_C: Any, **changes: Any) -> Classification:
     return Classification(
-        answer_lines, answer_lines[-1], np.asarray(weight_C), Settings(**changes), Augmentation()
+        AnswerTimes(answer_lines, at_end=len(answer_lines) == 1),
+        np.asarray(weight_C),
+        Settings(**changes),
+        Augmentation(),
     )
 
 
@@ -313,6 +385,23 @@ def test_training_stops_early_when_nothing_improves(
     assert load_run(tmp_path / "run").meta["best_epoch"] == 1
 
 
+def test_heights_in_metres_can_be_learned_without_normalisation(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """At 1e-10 every scan would look the same to the first layer."""
+    training = {"epochs": 1, "monitor": "val_auroc"}
+    for model in ("vit-prefix", "features"):
+        wanted = spec(model, normalisation="none", training=training)
+        train(wanted, *study, tmp_path / model)
+    with Store(study[0]) as store:
+        x_BLP = torch.from_numpy(store.read(range(12), "none"))
+        n_lines_B = torch.from_numpy(store.n_lines[:12].astype(np.int64))
+    with torch.no_grad():
+        logits_B1C = load_run(tmp_path / "vit-prefix").model(x_BLP, n_lines_B)
+    assert logits_B1C.std(0).min() > 1e-3
+    assert float(history(tmp_path / "features")[0]["val_auroc"]) > 0.9
+
+
 def test_windows_are_samples_of_their_own_length(study: tuple[Path, Path], tmp_path: Path) -> None:
     wanted = spec("vit", window={"lines": 6, "stride": 3}, training={"epochs": 1})
     train(wanted, *study, tmp_path / "run")
@@ -433,6 +522,53 @@ def test_a_kill_between_the_last_epoch_and_the_files_adds_no_epoch(
     train(wanted, *study, tmp_path / "again" / "run")
     assert len(history(tmp_path / "again" / "run")) == len(history(tmp_path / "whole" / "run"))
     assert weights(tmp_path / "again" / "run") == weights(tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_full_disk_is_told_in_one_line_that_names_the_file(
+    resume: bool, study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The process may write files of 20 kB only: less than a checkpoint and than the weights."""
+    script = """
+import resource, sys
+from scanbench.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+    weights_file = tmp_path / "run" / "weights.safetensors"
+    wanted = json.dumps(spec("vit", training={"epochs": 1, "resume": resume}))
+    command = ["train", "--spec", wanted, *map(str, study), str(weights_file)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert ("last.ckpt" if resume else "weights.safetensors") in last
+    assert "File too large" in last
+    assert not weights_file.exists()
+
+
+def test_the_cost_of_a_resumed_run_is_that_of_all_its_processes(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A process that had spent an hour was stopped after its last epoch; this one adds seconds."""
+    script = """
+import json, sys, time
+from pathlib import Path
+used, time.process_time = time.process_time, lambda: 3600 + used()
+from scanbench import training
+training.save_run = lambda *_: sys.exit(9)
+spec, store, split, out = sys.argv[1:]
+training.train(json.loads(spec), Path(store), Path(split), Path(out))
+"""
+    wanted, out = spec(), tmp_path / "run"
+    command = [sys.executable, "-c", script, json.dumps(wanted), *map(str, study), str(out)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+    before = time.process_time()
+    train(wanted, *study, out)
+    spent = json.loads((out / "train.json").read_text())["cpu_seconds"]
+    assert 3600 + before < spent < 3700 + time.process_time()
 
 
 def test_another_configuration_does_not_take_up_a_checkpoint(

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scanbench import plotting, provenance
 from scanbench.convert import convert
+from scanbench.errors import UserError
 from scanbench.evaluation import metrics_for
-from scanbench.files import replacing, write_json
+from scanbench.files import replacing_folder, write_json
 from scanbench.prediction import BLOCK, answer_table, predict_arrays
 from scanbench.predictions import class_columns, scan_reading
-from scanbench.runs import META, WEIGHTS, load_run
+from scanbench.runs import META, WEIGHTS, Run, load_run
 from scanbench.scans import read_manifest
 from scanbench.store import Store
 from scanbench.tipstate.figures import Example, line_answers, picture, scan_answer
 from scanbench.tipstate.ingest import IngestSummary, ingest
 
-#: Lines at which running scans are scored, as in the report's default, and bins of confidence.
+#: Lines at which running scans are scored and bins of confidence: the config's defaults.
 LINES = (1, 2, 3, 5, 10, 15, 20, 30, 40, 64, 96, 128)
 ECE_BINS = 15
+
+#: What a run says of how its scans were read, and ingest can be told of new ones.
+READING = ("channel", "directions", "colormap", "first_row", "frame")
+
+#: Written last: a folder that holds it is an earlier output, which may be replaced.
+RECORD = "apply.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """What became of a folder's files and scans.
+
+    Attributes
+    ----------
+    found
+        Every file and what became of it.
+    left_out
+        Scan → reason, of scans that were read but of which the run cannot say anything.
+    """
+
+    found: IngestSummary
+    left_out: dict[str, str]
 
 
 def apply(
@@ -36,12 +61,12 @@ def apply(
     labels: Path | None = None,
     options: Mapping[str, Any] | None = None,
     figures: bool = True,
-) -> IngestSummary:
+) -> Applied:
     """Write a run's answers about the scans of a folder.
 
     Into `out` go `scans.csv` (one answer per scan), `lines.csv` (every answer while the scan ran),
-    `figures/<scan>.png`, the ingested `scans/` and `store.h5`, `apply.json` (provenance) and, where
-    labels are given, `metrics.csv`.
+    `left_out.csv` (scans without an answer, and why), `figures/<scan>.png`, the ingested `scans/`
+    and `store.h5`, `apply.json` (provenance) and, where labels are given, `metrics.csv`.
 
     Parameters
     ----------
@@ -50,59 +75,106 @@ def apply(
     folder
         Instrument files, an NPZ or a .mat file.
     out
-        Folder to write into.
+        Folder to write, whole or not at all; an earlier output is replaced.
     labels
         Table with columns `scan` and `label`; None: no metrics.
     options
-        Keys of `ingest.IngestOptions`, for files that need them.
+        Keys of `ingest.IngestOptions`, for files that need them. By default, files are read as the
+        run's own were (`READING`).
     figures
         Draw a figure for each scan.
-
-    Returns
-    -------
-    IngestSummary
-        Every file of the folder and what became of it.
 
     Raises
     ------
     UserError
-        If the run or the labels are wrong, or no scan can be read.
+        If the run or the labels are wrong, no scan can be read, scans are of another unit than the
+        run's, or `out` is not free.
     """
     started = time.time()
     trained = load_run(run)
     meta, classes = trained.meta, trained.classes
-    spec = {"min_lines": 1, **(options or {}), "classes": classes}
-    found = ingest(spec, folder, labels, out / "scans")
+    _check_free(out, run, folder, labels)
+    recorded = {key: meta["ingest"][key] for key in READING if key in meta["ingest"]}
+    spec = {**recorded, "min_lines": 1, **(options or {}), "classes": classes}
     size = {"lines": meta["scan_lines"], "pixels": meta["pixels"]}
-    convert({"study": meta["study"], "classes": classes, **size}, out / "scans", out / "store.h5")
+    with replacing_folder(out) as part:
+        found = ingest(spec, folder, labels, part / "scans")
+        manifest = read_manifest(part / "scans")
+        _check_unit(manifest, folder, meta)
+        convert(
+            {"study": meta["study"], "classes": classes, **size}, part / "scans", part / "store.h5"
+        )
+        with Store(part / "store.h5") as store:
+            left_out = _left_out(store, manifest)
+            judged = np.flatnonzero(store.n_lines > 0)
+            if not len(judged):
+                raise UserError(
+                    f"{folder}: no scan is long enough: {next(iter(left_out.values()))}"
+                )
+            table = _answers(trained, store, judged)
+            scans = _scan_answers(table, store)
+            _write_csv(scans, part / "scans.csv")
+            _write_csv(table, part / "lines.csv")
+            listed = pd.DataFrame(left_out.items(), columns=["scan_id", "reason"])
+            _write_csv(listed, part / "left_out.csv")
+            if figures:
+                _draw(table, scans, store, manifest, part / "figures")
+        if labels is not None:
+            lines = [count for count in LINES if count <= meta["scan_lines"]]
+            scored = metrics_for(table, classes, lines=lines, ece_bins=ECE_BINS, where=str(labels))
+            _write_csv(scored, part / "metrics.csv")
+        inputs = {"weights": run / WEIGHTS, "model": run / META, "store": part / "store.h5"}
+        if labels is not None:
+            inputs["labels"] = labels
+        write_json(part / RECORD, provenance.record(spec, inputs=inputs, started=started))
+    return Applied(found=found, left_out=left_out)
 
-    manifest = read_manifest(out / "scans")
-    with Store(out / "store.h5") as store:
-        table = _answers(run, store)
-        scans = _scan_answers(table, store)
-        _write_csv(scans, out / "scans.csv")
-        _write_csv(table, out / "lines.csv")
-        if figures:
-            _draw(table, scans, store, manifest, out / "figures")
-    if labels is not None:
-        lines = [count for count in LINES if count <= meta["scan_lines"]]
-        scored = metrics_for(table, classes, lines=lines, ece_bins=ECE_BINS, where=str(labels))
-        _write_csv(scored, out / "metrics.csv")
-    inputs = {"weights": run / WEIGHTS, "model": run / META, "store": out / "store.h5"}
-    if labels is not None:
-        inputs["labels"] = labels
-    write_json(out / "apply.json", provenance.record(spec, inputs=inputs, started=started))
-    return found
+
+def _check_free(out: Path, run: Path, folder: Path, labels: Path | None) -> None:
+    """Refuse to replace a folder that is not an earlier output, or that holds an input."""
+    for path in (run, folder, labels):
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: would be replaced, but holds {path}; give another --out")
+    if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is no output of apply; give another --out")
 
 
-def _answers(run: Path, store: Store) -> pd.DataFrame:
-    """Return every answer about every scan of a store, as rows of `predictions.parquet`."""
-    trained = load_run(run)
+def _check_unit(manifest: pd.DataFrame, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse scans of other physics than the run was trained on.
+
+    A container such as an NPZ tells no unit; that does not matter where a normalisation takes the
+    scale away.
+    """
+    known = manifest[(manifest["unit"] != "") | (meta["normalisation"] == "none")]
+    other = known[known["unit"] != meta["unit"]]
+    if len(other) and (meta["unit"] or meta["normalisation"] == "none"):
+        first = other.iloc[0]
+        raise UserError(
+            f"{folder}: {first['file']}: channel {first['channel']!r} in {first['unit']!r}, but "
+            f"the run was trained on channel {meta['channel']!r} in {meta['unit']!r}; choose the "
+            'channel with --spec \'{"channel": "NAME"}\''
+        )
+
+
+def _left_out(store: Store, manifest: pd.DataFrame) -> dict[str, str]:
+    """Give a reason for each scan of which nothing is left at the store's size."""
+    rows = manifest.set_index("scan_id")
+    left_out = {}
+    for scan_id in store.scan_id[store.n_lines == 0].tolist():
+        lines, planned = rows.loc[scan_id, ["lines", "planned_lines"]]
+        left_out[scan_id] = (
+            f"aborted after {lines} of {planned} lines: less than one of the {store.lines} lines "
+            "that the run looks at"
+        )
+    return left_out
+
+
+def _answers(trained: Run, store: Store, scans: NDArray[np.int64]) -> pd.DataFrame:
+    """Return every answer about scans of a store, as rows of `predictions.parquet`."""
     meta = trained.meta
-    everything = np.arange(len(store.scan_id))
-    blocks = [everything[begin : begin + BLOCK] for begin in range(0, len(everything), BLOCK)]
+    blocks = [scans[begin : begin + BLOCK] for begin in range(0, len(scans), BLOCK)]
     found = []
-    for block in tqdm(blocks, desc="predict", unit="block", disable=None):
+    for block in tqdm(blocks, desc="predict", unit="block"):
         x_NLP = store.read(block, meta["normalisation"])
         answers = predict_arrays(trained, x_NLP, store.n_lines[block])
         found.append(answer_table(answers, block, store, fold=0, seed=meta["seed"]))
@@ -145,5 +217,4 @@ def _draw(
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as part:
-        frame.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+    frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from scanbench.errors import UserError
-from scanbench.files import replacing_folder, sha256_of
-from scanbench.scans import ScansWriter
+from scanbench.files import replacing_folder, sha256_of, write_json
+from scanbench.scans import OPTIONS, ScansWriter
 from scanbench.tipstate import CLASSES
 from scanbench.tipstate.labels import Label, ScoreSheet, match, read_score_sheet, read_table
 from scanbench.tipstate.readers import (
@@ -239,6 +239,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
             _finish(row, found.get(row["scan_id"]), labels, options)
         listing = [(file, *inventory[file]) for file in sorted(inventory)]
         writer.finish([_public(row) for row in rows], rejected, listing)
+        write_json(part / OPTIONS, dataclasses.asdict(options.read_options()))
     return _summary(rows, listing, without, options)
 
 

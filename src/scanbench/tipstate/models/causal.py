@@ -151,6 +151,8 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(options.d_model)
         self.head = nn.Linear(options.d_model, classes)
 
+    answers_at_end = False
+
     def answer_lines(self) -> list[int]:
         """Return the number of lines seen at each answer: 1, 2, … lines."""
         return list(range(1, self.lines + 1))

@@ -16,8 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Below this, a standard deviation means that a line or a feature is constant.
+#: Below this, a share of power is none, and the standard deviation of a feature means a constant.
 TINY = 1e-6
+#: Below this, the roughness of a line means that it is constant: far below what an instrument
+#: resolves in any unit that scans come in (ångström, picoampere, volt, level).
+FLAT = 1e-12
 #: A statistic is summed up by its mean, deviation and these quantiles over lines; 1: the maximum.
 QUANTILES = (0.1, 0.5, 0.9, 1.0)
 #: Scans whose features are computed at once in `fit`.
@@ -72,10 +75,10 @@ def line_statistics(x_BLP: Tensor, lags: int, bands: int) -> Tensor:
     pixels = x_BLP.shape[2]
     centred_BLP = x_BLP - x_BLP.mean(2, keepdim=True)
     rough_BL1 = centred_BLP.square().mean(2, keepdim=True).sqrt()
-    z_BLP = centred_BLP / rough_BL1.clamp(min=TINY)
+    z_BLP = centred_BLP / rough_BL1.clamp(min=FLAT)
     step_BLP = z_BLP.diff(dim=2).abs()
     moments = [
-        rough_BL1.clamp(min=TINY).log(),
+        rough_BL1.clamp(min=FLAT).log(),
         z_BLP.pow(3).mean(2, keepdim=True),
         z_BLP.pow(4).mean(2, keepdim=True) - 3,
         step_BLP.mean(2, keepdim=True),
@@ -107,7 +110,7 @@ def step_statistics(x_BLP: Tensor, max_shift: int) -> Tensor:
     - the jump of the mean height, in the same units.
     """
     mean_BL1 = x_BLP.mean(2, keepdim=True)
-    rough_BL1 = (x_BLP - mean_BL1).square().mean(2, keepdim=True).sqrt().clamp(min=TINY)
+    rough_BL1 = (x_BLP - mean_BL1).square().mean(2, keepdim=True).sqrt().clamp(min=FLAT)
     z_BLP = (x_BLP - mean_BL1) / rough_BL1
     before_BLP, after_BLP = z_BLP[:, :-1], z_BLP[:, 1:]
     shifts = range(-max_shift, max_shift + 1)

@@ -198,6 +198,8 @@ class Model(nn.Module):
         self.lstm = nn.LSTM(2 * options.channels[-1], options.hidden, batch_first=True)
         self.head = nn.Linear(options.hidden, classes)
 
+    answers_at_end = False
+
     def answer_lines(self) -> list[int]:
         """Return the number of lines seen at each answer: the last line of each window."""
         return list(range(self.options.window, self.lines + 1, self.options.stride))
