@@ -30,6 +30,10 @@ DEFAULTS: dict[str, Any] = {
     "allow_missing_classes": False,
     "seed": 0,
 }
+_MORE_GROUPS = (
+    "bring more sessions, or tell them apart by datasets.….ingest.group (table, regex, folder; "
+    "scan at the price of leakage) or an array `groups` in the NPZ or .mat"
+)
 _CANDIDATES = 2048  # assignments of groups that are drawn at once; the best one is taken
 _CANDIDATE_STEPS = 100_000  # fewer candidates for many groups, which balance anyway
 
@@ -93,11 +97,11 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         folds = 1
     elif scheme in ("kfold", "random"):
         folds = config["folds"]
-        what = "scans" if scheme == "random" else "groups"
+        what, mend = ("scans", "bring more") if scheme == "random" else ("groups", _MORE_GROUPS)
         if len(np.unique(group)) < folds:
             raise UserError(
                 f"{store.path}: {len(np.unique(group))} {what} for {folds} folds; "
-                "lower splits.…folds or bring more sessions"
+                f"lower splits.….folds, {mend}"
             )
         tested_in = partition(group, label, np.full(folds, 1 / folds), classes, [seed])
     else:
@@ -112,7 +116,7 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         if len(np.unique(group[rest])) < 2:
             raise UserError(
                 f"{store.path}: fold {fold} leaves {len(np.unique(group[rest]))} group(s) to train "
-                "and validate on, and needs 2; bring more sessions"
+                f"and validate on, and needs 2; {_MORE_GROUPS}"
             )
         fraction = config["validation_fraction"]
         validates = partition(
@@ -239,7 +243,7 @@ def _fixed_test(
             raise UserError("split: test_groups: is empty; name a group, or give null")
         return np.isin(group, wanted)
     if len(names) < 2:
-        raise UserError(f"{path}: one group only; nothing can be held out. Bring more sessions")
+        raise UserError(f"{path}: one group only, nothing can be held out; {_MORE_GROUPS}")
     share = config["test_fraction"]
     return partition(group, label, np.array([share, 1 - share]), classes, [config["seed"]]) == 0
 

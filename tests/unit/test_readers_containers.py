@@ -20,12 +20,14 @@ def npz(path, **arrays):
     return path
 
 
-def mat(path, x, y=None):
+def mat(path, x, y=None, groups=None):
     """Write as MATLAB does: every array with its axes reversed."""
     with h5py.File(path, "w") as file:
         file["x_raw"] = x.T
         if y is not None:
             file["y"] = y.T
+        if groups is not None:
+            file["groups"] = groups.T
     return path
 
 
@@ -123,6 +125,22 @@ def test_an_npz_bomb_is_refused_by_its_header(tmp_path):
         read(path, ReadOptions(max_container_pixels=10**13))
 
 
+def test_containers_are_bounded_by_bytes_not_by_elements(tmp_path):
+    # 120 elements each, within the bound, but of 16 bytes.
+    options = ReadOptions(label_names=NAMES, max_container_pixels=120)
+    x = IMAGES.astype(np.complex128)
+    with pytest.raises(UserError, match=r"images is complex128 .* more than max_container_pixels"):
+        read(npz(tmp_path / "a.npz", images=x), options)
+    with pytest.raises(UserError, match=r"x_raw is complex128 .* more than max_container_pixels"):
+        read(mat(tmp_path / "a.mat", x.reshape(-1, 5).T, np.eye(4)), options)
+
+
+def test_one_long_text_does_not_make_every_entry_long(tmp_path):
+    groups = np.array(["a", "b", "c", "d" * 1025])
+    with pytest.raises(UserError, match="groups holds texts of 4100 bytes"):
+        read(npz(tmp_path / "a.npz", images=IMAGES, groups=groups), OPTIONS)
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, -30])
 def test_truncated_npz_and_mat_are_refused(tmp_path, size):
     for path in (
@@ -156,6 +174,28 @@ def test_a_mat_file_may_label_every_line_if_it_says_how_many_a_scan_has(tmp_path
     onehot[7] = onehot[0]
     with pytest.raises(UserError, match="y changes inside scan 1"):
         read(mat(tmp_path / "b.mat", images.reshape(-1, 5).T, onehot), options)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4,)])
+def test_a_mat_file_may_tell_the_group_of_each_scan(tmp_path, shape):
+    groups = np.array([7.0, 7, 11, 7]).reshape(shape)
+    path = mat(tmp_path / "a.mat", IMAGES.reshape(-1, 5).T, np.eye(4), groups)
+    assert [s.group for s in read(path, OPTIONS)] == ["7", "7", "11", "7"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.arange(3.0), r"of shape \(3,\) for 4 scans; give one whole number per scan"),
+        (np.array([b"a", b"b", b"c", b"d"]), "give one whole number per scan"),
+        (np.array([1, 2, np.nan, 3]), "no whole number"),
+        (np.array([1, 2, 2.5, 3]), "no whole number"),
+    ],
+)
+def test_groups_of_a_mat_file_that_are_none_are_refused(tmp_path, groups, message):
+    path = mat(tmp_path / "a.mat", IMAGES.reshape(-1, 5).T, np.eye(4), groups)
+    with pytest.raises(UserError, match=message):
+        read(path, OPTIONS)
 
 
 def test_wrong_mat_contents_are_refused_in_one_line(tmp_path):

@@ -111,3 +111,14 @@ def test_the_suffix_tells_the_channel(tmp_path):
     assert [is_other_channel(path, ReadOptions()) for path in (z, current)] == [False, True]
     options = ReadOptions(channel="Current")
     assert [is_other_channel(path, options) for path in (z, current)] == [True, False]
+
+
+@pytest.mark.parametrize("name", [NAME, INDEX])
+def test_a_file_too_large_for_its_traces_is_refused_before_the_library_reads_it(
+    copy, monkeypatch, name
+):
+    monkeypatch.setattr("scanbench.tipstate.readers.matrix.MtrxData", None)
+    with copy.with_name(name).open("ab") as file:
+        file.truncate(4 * 4 * 10**6 + 1)
+    with pytest.raises(UserError, match=r"has 16000001 bytes, more than 4 scans of max_pixels"):
+        read(copy, ReadOptions(max_pixels=10**6))

@@ -59,3 +59,11 @@ def test_a_truncated_file_is_one_clear_refusal(path):
         broken.write_bytes(path.read_bytes()[:size])
         with pytest.raises(UserError, match=rf"{size}\.sm4: "):
             read(broken)
+
+
+def test_a_file_too_large_for_its_pages_is_refused_before_the_library_reads_it(path, monkeypatch):
+    monkeypatch.setattr("scanbench.tipstate.readers.rhk.Sm4FileAll", None)
+    with path.open("ab") as file:
+        file.truncate(4 * 16 * 1000 + 1)
+    with pytest.raises(UserError, match="has 64001 bytes, more than 16 scans of max_pixels = 1000"):
+        read(path, ReadOptions(max_pixels=1000))

@@ -164,7 +164,9 @@ def test_scans_with_too_few_lines_are_left_out(tmp_path):
     ("groups", "labels", "spec", "says"),
     [
         (1, "aarr", {"scheme": "kfold", "folds": 2}, "1 groups for 2 folds"),
+        (1, "aarr", {"scheme": "kfold", "folds": 2}, r"ingest\.group \(table, regex, folder; scan"),
         (1, "aarr", {"scheme": "fixed"}, "one group only"),
+        (1, "aarr", {"scheme": "fixed"}, "an array `groups` in the NPZ or .mat"),
         (3, "arar" * 3, {"scheme": "kfold", "folds": 5}, "3 groups for 5 folds"),
         (2, "arar" * 3, {"scheme": "kfold", "folds": 2}, "leaves 1 group"),
         (4, "arar", {"scheme": "kfold", "folds": 2}, "no scan of class"),

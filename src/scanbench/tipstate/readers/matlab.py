@@ -1,4 +1,4 @@
-"""MATLAB v7.3 `.mat` files (HDF5): `x_raw` [pixels, lines·n] and one-hot `y`, by h5py.
+"""MATLAB v7.3 `.mat` files (HDF5): `x_raw` [pixels, lines·n], one-hot `y`, `groups`, by h5py.
 
 MATLAB stores arrays column by column, so h5py sees every shape reversed: `x_raw` is
 [lines·n, pixels] there, line after line, as it was measured.
@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanbench.tipstate.readers.npz import label_names
-from scanbench.tipstate.readers.raw import RawScan, ReadOptions, bound, refusal
+from scanbench.tipstate.readers.raw import (
+    RawScan,
+    ReadOptions,
+    bound,
+    bound_container,
+    refusal,
+)
 
 
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
@@ -22,13 +28,14 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
 
     `y` is one-hot over `options.label_names`, [classes, n] or [n, classes] in MATLAB, one entry
     per scan or one per line; it may be missing if `options.mat_lines` says how many lines a scan
-    has.
+    has. `groups`, which may be missing, is one whole number per scan: its session.
     """
     if not h5py.is_hdf5(path):
         raise refusal(path, "is not MATLAB v7.3 (HDF5); save it with save(…, '-v7.3')")
     with h5py.File(path, "r") as file:
         x = _dataset(path, file, "x_raw", options)
         y = _dataset(path, file, "y", options)
+        groups = _dataset(path, file, "groups", options)
         if x is None:
             raise refusal(path, "holds no array x_raw [pixels, lines·n]")
         if x.ndim != 2:
@@ -49,7 +56,8 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
             )
         bound(path, lines, pixels, options)
         heights_nLP = x[()].reshape(-1, lines, pixels)
-    n = len(heights_nLP)
+        n = len(heights_nLP)
+        group_names = [None] * n if groups is None else _group_names(path, groups, n)
     labels: list[str | None] = [None] * n
     if onehot is not None:
         if len(onehot) == total and lines > 1:
@@ -65,6 +73,7 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
             planned_lines=lines,
             unit="",
             name=f"{path.stem}-{i:06d}",
+            group=group_names[i],
             label=labels[i],
         )
         for i in range(n)
@@ -79,9 +88,22 @@ def _dataset(path: Path, file: h5py.File, key: str, options: ReadOptions) -> Any
     dataset = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise refusal(path, f"{key} is not an array stored in this file")
-    if dataset.size > options.max_container_pixels:
-        raise refusal(path, f"{key} has shape {dataset.shape}: more than max_container_pixels")
+    bound_container(path, key, dataset.shape, dataset.dtype, options)
     return dataset
+
+
+def _group_names(path: Path, groups: h5py.Dataset, n: int) -> list[str]:
+    """Return the group of each scan as text."""
+    if groups.size != n or groups.dtype.kind not in "iuf":
+        raise refusal(
+            path,
+            f"groups is {groups.dtype} of shape {groups.shape[::-1]} for {n} scans; "
+            "give one whole number per scan, e.g. findgroups(names)",
+        )
+    values = np.ravel(groups[()])
+    if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
+        raise refusal(path, "groups holds a value that is no whole number")
+    return [str(int(value)) for value in values]
 
 
 def _onehot(path: Path, y: NDArray[Any], total: int, options: ReadOptions) -> NDArray[Any]:

@@ -14,9 +14,12 @@ from scanbench.tipstate.readers.raw import (
     RawScan,
     ReadOptions,
     bound,
+    bound_file,
     number,
     refusal,
 )
+
+_MOST_TRACES = 4
 
 
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
@@ -29,6 +32,9 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
         raise refusal(path, f"lacks its index {index.name}; copy it beside the file")
     if (path.suffix.lower() == ".i_mtrx") != options.wants_current:
         raise refusal(path, f"is not of channel {options.channel}")
+    # The library reads image and index whole before any size can be checked.
+    bound_file(path, _MOST_TRACES, options)
+    bound_file(index, _MOST_TRACES, options)
     file = MtrxData()
     _, message = file.open(str(path))
     if file.param["BREF"] != path.name:

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanbench.tipstate.readers.raw import RawScan, ReadOptions, bound, refusal
+from scanbench.tipstate.readers.raw import (
+    RawScan,
+    ReadOptions,
+    bound,
+    bound_container,
+    refusal,
+)
 
 _KNOWN = ("images", "labels", "groups", "scan_ids")
 
@@ -71,8 +77,7 @@ def _member(path: Path, key: str, options: ReadOptions) -> NDArray[Any] | None:
             shape, _, dtype = header(file)
     if dtype.hasobject:
         raise refusal(path, f"`{key}` is a pickle (object array); save it as a plain array")
-    if math.prod(shape) > options.max_container_pixels:
-        raise refusal(path, f"`{key}` has shape {shape}: more than max_container_pixels values")
+    bound_container(path, key, shape, dtype, options)
     if math.prod(shape) * dtype.itemsize > entry.file_size:
         raise refusal(path, f"`{key}` is truncated: its header promises more than it holds")
     with np.load(path, allow_pickle=False) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from scanbench.errors import UserError
 
 Direction = Literal["forward", "backward"]
 SlowDirection = Literal["up", "down"]
+
+_LONGEST_TEXT = 4 * 1024  # bytes; NumPy holds 4 a character, for the longest text in every entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class ReadOptions:
     max_pixels
         Largest scan accepted. It bounds the memory that a hostile file can ask for.
     max_container_pixels
-        The same for all scans of one NPZ or `.mat` file together.
+        The same for all scans of one NPZ or `.mat` file together, at 8 bytes a pixel.
     """
 
     channel: str = "Z"
@@ -141,6 +144,34 @@ def bound(path: Path, lines: int, pixels: int, options: ReadOptions) -> None:
             path,
             f"states {lines} × {pixels} pixels, more than max_pixels = {options.max_pixels}; "
             "raise max_pixels if the file is genuine",
+        )
+
+
+def bound_container(
+    path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions
+) -> None:
+    """Refuse an array of an NPZ or `.mat` that would need too much memory, before it is read.
+
+    `max_container_pixels` counts pixels of at most 8 bytes each; a text may have 1,024 characters.
+    """
+    if math.prod(shape) * dtype.itemsize > 8 * options.max_container_pixels:
+        raise refusal(
+            path,
+            f"{key} is {dtype} of shape {shape}: more than max_container_pixels = "
+            f"{options.max_container_pixels} at 8 bytes each; raise it if the file is genuine",
+        )
+    if dtype.kind in "SU" and dtype.itemsize > _LONGEST_TEXT:
+        raise refusal(path, f"{key} holds texts of {dtype.itemsize} bytes; shorten them")
+
+
+def bound_file(path: Path, planes: int, options: ReadOptions) -> None:
+    """Refuse a file too large for so many scans of 4 bytes a pixel, before a library reads it."""
+    size = path.stat().st_size
+    if size > 4 * planes * options.max_pixels:
+        raise refusal(
+            path,
+            f"has {size} bytes, more than {planes} scans of max_pixels = {options.max_pixels} "
+            "have; raise max_pixels if the file is genuine",
         )
 
 

@@ -19,11 +19,15 @@ from sm4file.sm4_file import (
 )
 from sm4file.sm4_object_types import StringData
 
-from scanbench.tipstate.readers.raw import RawScan, ReadOptions, bound, refusal
+from scanbench.tipstate.readers.raw import RawScan, ReadOptions, bound, bound_file, refusal
+
+_MOST_PAGES = 16
 
 
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
     """Read the topography (or current) images of an RHK file, one scan per page and direction."""
+    # The library reads every page before any size can be checked; some pages are spectra.
+    bound_file(path, _MOST_PAGES, options)
     wanted = (
         RhkPageType.RHK_PAGE_CURRENT if options.wants_current else RhkPageType.RHK_PAGE_TOPOGRAPHIC
     )
