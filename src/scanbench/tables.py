@@ -296,8 +296,8 @@ def exclusion_table(
     ]
     if short := int((usable & ~in_split).sum()):
         least = split["config"].get("min_lines", 1)
-        reason = f"fewer than {least} lines after resampling"
-        raw.append({"what": "read, not used", "reason": reason, "count": short})
+        why = f"fewer than {least} lines after resampling"
+        raw.append({"what": "read, not used", "reason": why, "count": short})
     for reason, count in excluded[excluded != ""].value_counts().sort_index().items():
         raw.append({"what": "read, not used", "reason": str(reason), "count": int(count)})
     if unlabelled := int((~labelled & (excluded == "")).sum()):
