@@ -201,11 +201,11 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
     torch.set_num_threads(meta["training"]["num_threads"])
     with Store(store) as data:
         folds = read_split(split, data)["folds"]
-        for path, key, found in (
+        for path, key, sha256 in (
             (store, "store_sha256", data.sha256),
             (split, "split_sha256", sha256_of(split)),
         ):
-            if found != meta[key]:
+            if sha256 != meta[key]:
                 raise UserError(
                     f"{run / META}: was trained with another file than {path} ({key}); give the "
                     "one that it was trained with, or train again"
