@@ -63,6 +63,7 @@ def in_folds(every: pd.DataFrame, folds: int) -> HeldOut:
     parts = [
         {
             "train": frozenset(every.index[tested_in != f]),
+            "validation": frozenset[str](),
             "test": frozenset(every.index[tested_in == f]),
         }
         for f in range(folds)
