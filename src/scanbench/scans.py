@@ -186,7 +186,12 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; run ingest first, or name a scans folder")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    # A line with too many cells, no line at all, bytes that are no text.
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is no CSV table ({reason}); run ingest again") from error
     missing = [column for column in COLUMNS if column not in table]
     strange = [c for c in table if c not in COLUMNS and not str(c).startswith("score_")]
     if missing or strange:

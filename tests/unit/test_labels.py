@@ -69,6 +69,7 @@ def test_csv_tsv_and_xlsx_are_the_same_table(tmp_path):
         ("scan,label,sesion\na,rows,x\n", "unknown column 'sesion'"),
         ("scan,label,change_line\na,rows,-3\n", "change_line '-3' is not a line number"),
         ("scan,label,change_line\na,rows,1.5\n", "change_line '1.5' is not a line number"),
+        ("scan,label,change_line\na,rows,²\n", "change_line '²' is not a line number"),
         ("", "cannot be read as a label table"),
     ],
 )

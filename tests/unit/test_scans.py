@@ -112,6 +112,14 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path, old, new, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2,3,4\n5\n6,7,8,9,10\n", b"\xff\xfe\x00"])
+def test_a_manifest_that_is_no_table_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "manifest.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.csv: is no CSV table") as error:
+        read_manifest(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_without_manifest_says_so(tmp_path):
     with pytest.raises(UserError, match="no such manifest"):
         read_manifest(tmp_path)

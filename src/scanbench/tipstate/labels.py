@@ -144,7 +144,8 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         if label and label not in classes:
             raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}")
         change = row.get("change_line", "").strip()
-        if change and not change.isdigit():
+        # Of digits alone `isdigit` is true for "²" too, which is no number.
+        if change and not (change.isascii() and change.isdecimal()):
             raise UserError(f"{where}: change_line {change!r} is not a line number, 0 or more")
         entry = Label(
             label=label,
