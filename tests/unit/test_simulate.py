@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanbench.errors import UserError
+from scanbench.tipstate import CLASSES
 from scanbench.tipstate.simulate import (
     ScanParameters,
     Spec,
@@ -34,7 +35,7 @@ from scanbench.tipstate.surface import (
     perfect_surface,
     tunnelling_current,
 )
-from scanbench.tipstate.tip import CLASSES, cell_image, draw_tip, resolution
+from scanbench.tipstate.tip import Resolution, cell_image, draw_tip, resolution
 
 SHARP, BLUNT = (Apex(radius=0.3),), (Apex(radius=30.0),)
 
@@ -160,6 +161,23 @@ def test_equal_apexes_far_apart_draw_ghosts():
 def test_drawn_tips_are_in_the_state_asked_for(state, seed, angle):
     tip = draw_tip(state, 3.8, angle, 3.2, np.random.default_rng(seed))
     assert resolution(tip, 3.8, angle, 3.2).state == state
+
+
+@pytest.mark.parametrize("state", CLASSES)
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_tips_drawn_with_a_margin_are_not_near_a_threshold(state, seed):
+    tip = draw_tip(state, 3.6, 0.0, 3.3, np.random.default_rng(seed), margin=1.5)
+    found = resolution(tip, 3.6, 0.0, 3.3)
+    assert found.state == state
+    assert found.is_clear(1.5)
+
+
+def test_a_tip_is_clear_up_to_its_distance_from_a_threshold():
+    # Rows 5 pm: 1.67 times the threshold; dimers 1 pm: half of theirs.
+    rows = Resolution(rows=0.05, dimers=0.01, split=0.0, balance=0.0, ghosts=0.0)
+    assert rows.state == "rows"
+    assert [rows.is_clear(margin) for margin in (1, 1.6, 1.7, 2.1)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -420,6 +438,7 @@ def test_scans_of_a_session_share_orientation_and_size():
         ({"pixels": [4]}, "pixels"),
         ({"aborted_share": 1.5}, "aborted_share: 1.5"),
         ({"tilt_deg": math.nan}, "tilt_deg: nan"),
+        ({"margin": 0.9}, "margin: 0.9"),
     ],
 )
 def test_a_wrong_spec_is_one_clear_line_and_leaves_nothing_behind(spec, words, tmp_path):

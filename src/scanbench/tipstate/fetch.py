@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from scanbench.errors import UserError
 from scanbench.files import replacing_folder
+from scanbench.tipstate import LABEL_TABLES
 
 REPOSITORY = "https://github.com/OGordon100/SPM-Toolbox.git"
 COMMIT = "9b3c75b8cc36360686c6e2f23aaaee3c59db4dc2"
 IMAGES = "Images (Flat)"
-SCORES = "Database"
-SCORE_SHEET = f"{SCORES}/Classified Output 10-Aug-2017.xlsx"
+SCORE_SHEET = LABEL_TABLES["spm-toolbox"]
+SCORES = str(PurePosixPath(SCORE_SHEET).parent)
 
 _LARGEST_IMAGE = 2**24
 

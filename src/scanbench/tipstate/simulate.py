@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing_folder
+from scanbench.tipstate import CLASSES
 from scanbench.tipstate.scanning import ANGSTROM, ScanParameters, SimulatedScan, simulate_scan
 from scanbench.tipstate.surface import HYDROGEN_SEPARATION, SurfaceParameters, Tip
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
-from scanbench.tipstate.tip import CLASSES, draw_tip, resolution
+from scanbench.tipstate.tip import draw_tip, resolution
 
 __all__ = [
     "ScanParameters",
@@ -71,6 +72,9 @@ class Spec:
         Residual tilt (rms) of the sample plane.
     gap_angstrom
         Least and largest distance between tip and atoms at the set-point.
+    margin
+        No tip is drawn that would be in another state if the thresholds of its states were so many
+        times lower or higher; 1 draws tips at a threshold too, which no observer can tell.
     adsorbates_per_nm2, dangling_per_nm2, missing_per_nm2
         Typical density of adsorbed clusters, dangling bonds and missing dimers.
     step_share
@@ -102,6 +106,7 @@ class Spec:
     drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
     gap_angstrom: tuple[float, float] = (3.2, 3.9)
+    margin: float = 1.5
     adsorbates_per_nm2: float = 0.007
     dangling_per_nm2: float = 0.007
     missing_per_nm2: float = 0.007
@@ -122,6 +127,7 @@ class Spec:
             "seed": self.seed >= 0,
             "workers": self.workers >= 1,
             "pixel_nm": self.pixel_nm > 0,
+            "margin": self.margin >= 1,
         }
         for name in ("width_nm", "noise_pm", "gap_angstrom"):
             value = getattr(self, name)
@@ -310,9 +316,9 @@ def _draw_scan(
 
     def tip(state: str) -> Tip:
         try:
-            return draw_tip(state, gap, angle, session.separation, rng)
+            return draw_tip(state, gap, angle, session.separation, rng, spec.margin)
         except ValueError as error:
-            raise UserError(f"simulate: gap_angstrom: {error}; lower it") from error
+            raise UserError(f"simulate: gap_angstrom: {error}; lower it, or margin") from error
 
     lines, pixels = session.lines, session.pixels
     measured = lines

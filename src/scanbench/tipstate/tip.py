@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scanbench.tipstate import CLASSES
 from scanbench.tipstate.surface import (
     Apex,
     Tip,
@@ -20,8 +21,6 @@ from scanbench.tipstate.surface import (
     tunnelling_current,
     unit_cell,
 )
-
-CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 
 ATOM_SPLIT = 0.015
 """Both atoms of a dimer show if the saddle between them is at least this deep, Å."""
@@ -64,12 +63,26 @@ class Resolution:
     @property
     def state(self) -> str:
         """The class of a tip that resolves this much."""
-        if self.ghosts >= GHOST_SHARE:
+        return self._state_at(1.0)
+
+    def is_clear(self, margin: float) -> bool:
+        """Tell whether the state is the same with every threshold `margin` times lower or higher.
+
+        Parameters
+        ----------
+        margin
+            1 or more; 1: even a tip at a threshold is clear.
+        """
+        return self._state_at(1 / margin) == self.state == self._state_at(margin)
+
+    def _state_at(self, factor: float) -> str:
+        """Return the class if every threshold were `factor` times what it is."""
+        if self.ghosts >= factor * GHOST_SHARE:
             return "defect"
-        if self.dimers >= DIMER_CORRUGATION:
-            both = self.split >= ATOM_SPLIT and self.balance >= ATOM_BALANCE
+        if self.dimers >= factor * DIMER_CORRUGATION:
+            both = self.split >= factor * ATOM_SPLIT and self.balance >= factor * ATOM_BALANCE
             return "atoms" if both else "asymmetry/dimer"
-        return "rows" if self.rows >= ROW_CORRUGATION else "defect"
+        return "rows" if self.rows >= factor * ROW_CORRUGATION else "defect"
 
 
 def cell_image(
@@ -140,9 +153,16 @@ _WORTH_TRYING = {
 They overlap, and only save draws: what the tip resolves decides.
 """
 
+_MOST_TRIES = 400
+
 
 def draw_tip(
-    state: str, gap: float, angle: float, separation: float, rng: np.random.Generator
+    state: str,
+    gap: float,
+    angle: float,
+    separation: float,
+    rng: np.random.Generator,
+    margin: float = 1.0,
 ) -> Tip:
     """Draw a tip at random until one is in the wanted state.
 
@@ -154,15 +174,19 @@ def draw_tip(
         As in `resolution`.
     rng
         The source of chance.
+    margin
+        How clear the state must be; see `Resolution.is_clear`.
 
     Raises
     ------
     ValueError
         If no tip is: even a single atom resolves little across a wide gap.
     """
-    for _ in range(200):
+    assert state in CLASSES, state
+    for _ in range(_MOST_TRIES):
         tip = _any_tip(*_WORTH_TRYING[state], rng)
-        if resolution(tip, gap, angle, separation).state == state:
+        found = resolution(tip, gap, angle, separation)
+        if found.state == state and found.is_clear(margin):
             return tip
     raise ValueError(f"no tip in state {state!r} at a gap of {gap:.1f} Å")
 
