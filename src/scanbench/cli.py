@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", type=Path, default=Path("results"))
     applied = command("apply", apply, "run", "folder")
     applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
-    applied.add_argument("--out", type=Path, help="folder to write (default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN)")
+    applied.add_argument("--out", type=Path, help="default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
     for sub in (simulated, fetched, read, applied):
         sub.add_argument("--study", choices=STUDIES, default=STUDIES[0])

@@ -378,7 +378,8 @@ def _drawings(material: Material) -> list[Drawing]:
             title="ROC of each class against the rest",
             caption="Last answer of each scan. Bold: mean over seeds of the true-positive rate at "
             "each false-positive rate; thin: the seeds (where at most four experiments are "
-            "compared).",
+            "compared). With several folds, a seed's curve is the mean of its folds' curves, "
+            "weighted by their pairs of scans, so the area under it is the AUROC of the table.",
             figure=plotting.roc_curves(scores["roc"], names, classes),
             inputs=["scores/roc.csv"],
         ),

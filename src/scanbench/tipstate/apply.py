@@ -20,7 +20,7 @@ from scanbench.errors import UserError
 from scanbench.evaluation import metrics_for
 from scanbench.files import replacing_folder, write_json
 from scanbench.prediction import BLOCK, answer_table, predict_arrays
-from scanbench.predictions import class_columns, scan_reading
+from scanbench.predictions import class_columns, is_windowed, scan_reading
 from scanbench.runs import META, WEIGHTS, Run, load_run
 from scanbench.scans import read_manifest
 from scanbench.store import Store
@@ -200,7 +200,9 @@ def _scan_answers(table: pd.DataFrame, store: Store) -> pd.DataFrame:
 def _draw(
     table: pd.DataFrame, scans: pd.DataFrame, store: Store, manifest: pd.DataFrame, folder: Path
 ) -> None:
-    rows_of = dict(list(table.groupby("scan_id")))
+    # As in the evaluation, windows count once they have ended.
+    shown = table[table["final"]] if is_windowed(table) else table
+    rows_of = dict(list(shown.groupby("scan_id")))
     for row in tqdm(scans.to_dict("records"), desc="draw figures", unit="scan"):
         k = int(store.index_of([row["scan_id"]])[0])
         change = int(store.change_line[k])
