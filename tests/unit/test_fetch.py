@@ -2,17 +2,22 @@ import shutil
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from instrument_files import real
 from PIL import Image
 
 from scanbench.errors import UserError
 from scanbench.tipstate.fetch import (
+    COLUMNS,
     IMAGES,
+    MARKS,
     SCORE_SHEET,
+    SHEETS,
     fetch,
     pixel_sha256,
     read_table,
+    score_sha256,
     verify,
     write_table,
 )
@@ -24,6 +29,18 @@ def image(path, seed):
     Image.fromarray(orange_map()[levels]).save(path)
 
 
+def workbook(path, scores, *, first=0):
+    """Write a score sheet of three images; `scores` [3, columns], rows from the `first` on."""
+    order = [(first + k) % 3 for k in range(3)]
+    frame = pd.DataFrame(scores, columns=COLUMNS, index=[f"scan {k}.png" for k in range(3)])
+    with pd.ExcelWriter(path) as book:
+        for sheet in SHEETS[first:] + SHEETS[:first]:
+            frame.iloc[order].rename_axis("Name").to_excel(book, sheet_name=sheet)
+
+
+SCORES_3K = np.arange(24).reshape(3, 8) / 7
+
+
 @pytest.fixture
 def layout(tmp_path):
     """Return a folder with the repository's layout."""
@@ -33,7 +50,7 @@ def layout(tmp_path):
         image(folder / IMAGES / f"scan {seed}.png", seed)
     sheet = folder / SCORE_SHEET
     sheet.parent.mkdir()
-    sheet.write_bytes(b"scores")
+    workbook(sheet, SCORES_3K)
     (folder / "Code").mkdir()
     (folder / "Code" / "not wanted.m").write_text("x")
     return folder
@@ -77,7 +94,8 @@ def test_exactly_the_pinned_commit_and_the_two_folders_are_fetched(repository, t
     verified = fetch(tmp_path / "out", repository=url, commit=commit, table=table)
     assert (verified.matched, verified.unlisted, verified.absent) == (3, [], [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Database", IMAGES]
-    assert (tmp_path / "out" / SCORE_SHEET).read_bytes() == b"scores"
+    sheet = tmp_path / "toolbox" / SCORE_SHEET
+    assert (tmp_path / "out" / SCORE_SHEET).read_bytes() == sheet.read_bytes()
     assert verify(tmp_path / "out", table).matched == 3
 
 
@@ -137,9 +155,39 @@ def test_another_layout_is_refused(layout, table):
         verify(layout, table)
 
 
-def test_the_table_is_written_alike_for_the_same_images(layout, tmp_path):
-    for name in ("a.gz", "b.gz"):
-        write_table(layout / IMAGES, tmp_path / name)
+@pytest.fixture
+def scores(layout):
+    return score_sha256(layout / SCORE_SHEET)
+
+
+def test_an_edited_score_names_the_image_and_leaves_nothing(layout, table, scores, tmp_path):
+    edited = SCORES_3K.copy()
+    edited[1, 4] += 0.001
+    workbook(layout / SCORE_SHEET, edited)
+    with pytest.raises(UserError, match=r"xlsx: the scores of scan 1\.png are not those"):
+        fetch(tmp_path / "out", layout, table=table, scores=scores)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workbook_saved_anew_still_matches(layout, table, scores):
+    before = (layout / SCORE_SHEET).read_bytes()
+    workbook(layout / SCORE_SHEET, SCORES_3K * (1 + 1e-15), first=1)
+    assert (layout / SCORE_SHEET).read_bytes() != before
+    assert verify(layout, table, scores).matched == 3
+
+
+def test_scores_of_absent_and_unlisted_images_are_not_asked_for(layout, table, scores):
+    (layout / IMAGES / "scan 0.png").unlink()
+    del scores["scan 1.png"]
+    edited = SCORES_3K.copy()
+    edited[:2] += 1
+    workbook(layout / SCORE_SHEET, edited)
+    assert verify(layout, table, scores).matched == 2
+
+
+def test_the_table_is_written_alike_for_the_same_images(table, tmp_path):
+    for name, hashes in (("a.gz", table), ("b.gz", dict(reversed(table.items())))):
+        write_table(hashes, tmp_path / name)
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
@@ -149,3 +197,9 @@ def test_the_package_knows_the_4189_real_images():
     folder = real("h-si100", IMAGES)
     for name in list(table)[::300]:
         assert pixel_sha256(folder / name) == table[name]
+
+
+def test_the_package_knows_the_scores_of_the_real_images():
+    scores = read_table(MARKS)
+    assert scores.keys() == read_table().keys()
+    assert score_sha256(real("h-si100", SCORE_SHEET)) == scores

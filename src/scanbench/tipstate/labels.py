@@ -129,7 +129,7 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         If a column is missing or unknown, a label is not of `classes`, or a scan has two
         different rows; the message names the row.
     """
-    table = _read_frame(path)
+    table = read_frame(path)
     columns = ("scan", "label", "group", "change_line")
     _need_columns(path, table, columns[:2])
     strange = [column for column in table if column not in columns]
@@ -192,8 +192,8 @@ def read_score_sheet(path: Path, policy: ScoreSheet, classes: Sequence[str]) -> 
         raise UserError(
             f"labels.merge: {unknown[0]!r} is not a class; known are {', '.join(classes)}"
         )
-    scores = _read_frame(path, policy.sheet)
-    agreement = _read_frame(path, "Agreement_Score")
+    scores = read_frame(path, policy.sheet)
+    agreement = read_frame(path, "Agreement_Score")
     columns = [column for merged in policy.merge.values() for column in merged]
     twice = [column for column in columns if columns.count(column) > 1]
     if twice:
@@ -346,8 +346,14 @@ def _numbers(
     return numbers
 
 
-def _read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
-    """Read a table with every cell as text; missing cells are empty."""
+def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
+    """Read a table, or a sheet of a workbook, with every cell as text; missing cells are empty.
+
+    Raises
+    ------
+    UserError
+        If there is no such file or sheet, or it is not .csv, .tsv or .xlsx.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such label table")
     suffix = path.suffix.lower()
