@@ -30,8 +30,8 @@ from scanbench.store import (
 
 MANIFEST = "manifest.csv"
 
-# Heights beyond this are no measurement, and their differences would leave float32.
-LARGEST = 1e30
+# Heights beyond this are no measurement, and in picoamperes they would leave float32.
+LARGEST = 1e25
 
 _BLOCK_BYTES = 2**21  # written at once, so that what a call of HDF5 costs does not count
 _LIBVER = ("v110", "v110")  # checksummed metadata; read by every HDF5 since 1.10 (2016)
