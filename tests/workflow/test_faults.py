@@ -48,15 +48,15 @@ def hashes(project: Project) -> dict[str, str]:
 
 
 def kill_inside(project: Project, rule: str, delay: float) -> bool:
-    """Run the study and kill all of it `delay` seconds after `rule` began; tell if it was running.
+    """Run the study up to `rule` and kill everything `delay` seconds after it began.
 
-    SIGKILL leaves no process the time to tidy up.
+    SIGKILL leaves no process the time to tidy up. Returns whether there was still one to kill.
     """
     log = project.folder / "results/logs" / f"{LOGS[rule]}.log"
     log.unlink(missing_ok=True)
     run = subprocess.Popen(
         [
-            *("snakemake", "--configfile", "config.yaml", "overlay.yaml"),
+            *("snakemake", "--configfile", "config.yaml", "overlay.yaml", "--until", rule),
             *("--cores", "2", "--rerun-incomplete", "--nolock"),
         ],
         cwd=project.folder,
@@ -67,12 +67,13 @@ def kill_inside(project: Project, rule: str, delay: float) -> bool:
     )
     while not log.exists() and run.poll() is None:
         time.sleep(0.02)
-    time.sleep(delay)
-    running = run.poll() is None
-    if running:
+    try:
+        run.wait(delay)
+    except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    return running
+        return True
+    return False
 
 
 def test_a_run_killed_inside_every_rule_ends_with_the_bytes_of_an_undisturbed_one(
@@ -83,8 +84,8 @@ def test_a_run_killed_inside_every_rule_ends_with_the_bytes_of_an_undisturbed_on
     killed = []
     for rule, log in LOGS.items():
         took = pd.read_csv(finished.folder / f"results/benchmarks/{log}.tsv", sep="\t")["s"][0]
-        killed.append(kill_inside(project, rule, delay=draw.uniform(0.1, 0.8) * took))
-    assert sum(killed) >= len(LOGS) - 2, killed
+        killed.append(kill_inside(project, rule, delay=draw.uniform(0.1, 0.7) * took))
+    assert sum(killed) >= len(LOGS) / 2, "too few were still running to make this a test"
     project.snakemake("--cores", "2", "--rerun-incomplete", "--nolock")
     assert hashes(project) == hashes(finished)
     assert project.planned() == set()

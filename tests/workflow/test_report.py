@@ -25,7 +25,7 @@ KNOWN = ("cdn.tailwindcss.com should not be used in production", "The input spec
 
 @pytest.fixture(scope="module")
 def report(finished: Project) -> Path:
-    finished.snakemake("all", "--cores", "1", "--report", "report.html")
+    finished.snakemake("--report", "report.html", "--cores", "1")
     return finished.folder / "report.html"
 
 
