@@ -66,9 +66,7 @@ def test_first_page_says_what_was_compared_and_how(visit: Visit) -> None:
 
 def assert_drawn(visit: Visit, charts: int) -> None:
     """Fail unless so many charts are shown and none of them is blank."""
-    visit.page.wait_for_function(
-        "n => document.querySelectorAll('canvas').length === n", arg=charts
-    )
+    visit.page.wait_for_function(f"document.querySelectorAll('canvas').length === {charts}")
     painted = visit.page.eval_on_selector_all(
         "canvas",
         """all => all.map(c => c.getContext("2d").getImageData(0, 0, c.width, c.height).data
