@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -175,11 +175,30 @@ def save(
             engine.execute(figure)
             engine.execute(figure)
             figure.set_layout_engine("none")
+            _round_layout(figure)
         for form in formats:
             paths[form] = folder / f"{name}.{form}"
             with replacing(paths[form]) as part:
                 figure.savefig(part, format=form, metadata=_METADATA[form])
     return paths
+
+
+def _round_layout(figure: Figure) -> None:
+    """Round where a figure's parts stand, in fractions of the figure.
+
+    The solver of the constrained layout orders its variables by their addresses in memory, so its
+    answers differ by rounding errors from one process to the next.
+    """
+    for box in (sub.bbox_relative for sub in _subfigures(figure)):
+        box.p0, box.p1 = np.round(box.p0, 6), np.round(box.p1, 6)
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
+
+
+def _subfigures(figure: Figure | SubFigure) -> Iterator[SubFigure]:
+    for sub in figure.subfigs:
+        yield sub
+        yield from _subfigures(sub)
 
 
 def plain(text: object, width: int | None = None) -> str:
