@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success rename it onto `path`, else delete it.
 
-    A killed process leaves at most a `.NAME.*.part` file, which nothing ever reads.
+    A killed process leaves at most a `.NAME.*.part` folder, which nothing ever reads and which the
+    next writer of `path` on the same machine removes. The file gets the permissions that the umask
+    gives, whatever its writer does.
 
     Parameters
     ----------
@@ -30,13 +33,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The file to write. It keeps `path`'s suffix, for writers that look at it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    folder = _new_part(path)
     part = folder / path.name
     try:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        # The folder was made with 0o777 less the umask.
+        part.chmod(folder.stat().st_mode & 0o666)
         part.replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,16 +61,44 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         The folder to fill.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part = _new_part(path)
     try:
         yield part
-        part.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
         part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _new_part(path: Path) -> Path:
+    """Make an empty folder beside `path` to write it in, and remove those of killed processes.
+
+    Its name tells the machine and the process: of another machine's nobody knows if it lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    mine = f".{path.name}.{machine}-"
+    for name in os.listdir(path.parent):
+        if name.startswith(mine) and name.endswith(".part"):
+            pid = name.removeprefix(mine).partition("-")[0]
+            if _dead(pid):
+                shutil.rmtree(path.with_name(name), ignore_errors=True)
+    # Unlike `mkdtemp`, `mkdir` keeps to the umask.
+    part = path.with_name(f"{mine}{os.getpid()}-{secrets.token_hex(4)}.part")
+    part.mkdir()
+    return part
+
+
+def _dead(pid: str) -> bool:
+    """Return whether there is no such process on this machine."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):  # another user's process, or no process's number
+        return False
+    return False
 
 
 def sha256_of(path: str | Path) -> str:

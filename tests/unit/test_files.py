@@ -1,5 +1,7 @@
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,49 @@ def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path: Path) -> N
         (part / "new").write_text("")
     assert names(tmp_path / "f") == ["new"]
     assert names(tmp_path) == ["f"]
+
+
+def test_files_and_folders_get_the_permissions_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a") as part:
+            # As safetensors does.
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+        with replacing_folder(tmp_path / "f") as folder:
+            (folder / "b").write_text("")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "f", "f/b")]
+    assert modes == [0o640, 0o750, 0o640]
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from scanbench.files import replacing, replacing_folder
+with replacing(Path(sys.argv[1], "a.txt")), replacing_folder(Path(sys.argv[1], "f")):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".a.txt.mine.part").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITES, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        with replacing(tmp_path / "a.txt") as part:
+            part.write_text("of another writer")
+        assert len(names(tmp_path)) == 4  # the living writer keeps its parts
+        writer.kill()
+    with replacing(tmp_path / "a.txt") as part:
+        part.write_text("")
+    assert [name[:3] for name in names(tmp_path)] == [".a.", ".f.", "a.t"]
+    with replacing_folder(tmp_path / "f"):
+        pass
+    assert names(tmp_path) == [".a.txt.mine.part", "a.txt", "f"]
 
 
 @given(PLAIN)
