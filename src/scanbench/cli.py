@@ -10,12 +10,13 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanbench import __version__, plan
 from scanbench.errors import UserError
+from scanbench.processes import Stopped, stoppable
 
 if TYPE_CHECKING:
     from scanbench.tipstate.ingest import IngestSummary
@@ -47,6 +48,8 @@ def fetch(args: Arguments) -> None:
 def ingest(args: Arguments) -> None:
     """Read raw files into scans, and list every file as read, refused or ignored."""
     spec = {**args.spec, "workers": args.workers}
+    if args.classes:
+        spec["classes"] = args.classes
     try:
         found = _of_study(args, "ingest")(spec, args.folder, args.labels, args.out)
     except UserError as error:
@@ -163,69 +166,154 @@ def _runs(args: Arguments) -> dict[str, list[Path]]:
 
 
 def _json(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no JSON ({error}): {text}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("not a JSON object")
     return value
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"names one class twice, or an empty one: {text!r}")
+    return names
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(prog="scanbench", description=__doc__.splitlines()[0])
     top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(
+        required=True, metavar="COMMAND", help="COMMAND --help explains its arguments"
+    )
 
     def command(
-        name: str, run: Callable[[Arguments], None], *paths: str, spec: bool = True
+        name: str, run: Callable[[Arguments], None], paths: Mapping[str, str], spec: bool = True
     ) -> argparse.ArgumentParser:
         summary = (run.__doc__ or "").splitlines()[0]
         sub = commands.add_parser(name, help=summary, description=summary)
         if spec:
             sub.add_argument("--spec", type=_json, default={}, help="the stage's options, as JSON")
-        for path in paths:
-            sub.add_argument(path, type=Path)
+        for path, what in paths.items():
+            sub.add_argument(path, type=Path, help=what)
         sub.set_defaults(run_command=run)
         return sub
 
-    simulated = command("simulate", simulate, "out")
-    fetched = command("fetch", fetch, "out", spec=False)
+    trained_on = {
+        "store": "HDF5 store, from convert",
+        "split": "split file (JSON), from split",
+    }
+    simulated = command(
+        "simulate", simulate, {"out": "folder to write the .sxm files and tables into"}
+    )
+    fetched = command("fetch", fetch, {"out": "folder to write the images into"}, spec=False)
     fetched.add_argument("--local", type=Path, help="a local clone, instead of downloading")
-    read = command("ingest", ingest, "folder", "out")
+    read = command(
+        "ingest",
+        ingest,
+        {
+            "folder": "folder of instrument files, or one .npz or .mat file",
+            "out": "scans folder to write",
+        },
+    )
     read.add_argument("--labels", type=Path, help="table of labels (CSV, TSV, XLSX)")
+    read.add_argument(
+        "--classes",
+        type=_names,
+        metavar="A,B,C",
+        help="class names in the order of every result; default: the study's",
+    )
     read.add_argument("--dataset", help="name of the data set, for messages")
     read.add_argument("--quiet", action="store_true", help="list only the files that are refused")
     for sub in (simulated, read):
-        sub.add_argument("--workers", type=int, default=1, help="processes to use")
-    command("convert", convert, "scans", "out")
-    command("split", split, "store", "out")
-    command("train", train, "store", "split", "weights")
-    command("predict", predict, "store", "split", "weights", "out", spec=False)
-    scored = command("evaluate", evaluate, "store", "split", "out")
-    drawn = command("render", render, "scores", "scans", "store", "split", "out")
+        sub.add_argument("--workers", type=int, default=1, help="processes to use; default: 1")
+    command(
+        "convert",
+        convert,
+        {"scans": "scans folder, from ingest", "out": "HDF5 store to write"},
+    )
+    command("split", split, {"store": trained_on["store"], "out": "split file to write (JSON)"})
+    command(
+        "train",
+        train,
+        {
+            **trained_on,
+            "weights": "RUN/weights.safetensors; the run's other files are written beside it",
+        },
+    )
+    command(
+        "predict",
+        predict,
+        {
+            **trained_on,
+            "weights": "weights.safetensors of a run, from train",
+            "out": "table of predictions to write (Parquet)",
+        },
+        spec=False,
+    )
+    scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
+    drawn = command(
+        "render",
+        render,
+        {
+            "scores": "folder of scores, from evaluate",
+            "scans": "scans folder, from ingest",
+            **trained_on,
+            "out": "folder to write figures, tables and the summary page into",
+        },
+    )
     for sub in (scored, drawn):
-        sub.add_argument("--results", type=Path, default=Path("results"))
-    applied = command("apply", apply, "run", "folder")
+        sub.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results"),
+            help="folder that holds runs/; default: results",
+        )
+    applied = command(
+        "apply",
+        apply,
+        {
+            "run": "folder of a trained run, .../DATASET/SPLIT/EXPERIMENT/foldN-seedN",
+            "folder": "folder of instrument files, or one .npz or .mat file",
+        },
+    )
     applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
     applied.add_argument("--out", type=Path, help="default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
     for sub in (simulated, fetched, read, applied):
-        sub.add_argument("--study", choices=STUDIES, default=STUDIES[0])
-    checked = commands.add_parser("store", help="check a store")
-    actions = checked.add_subparsers(required=True, metavar="ACTION")
-    verify = actions.add_parser("verify", help=(store_verify.__doc__ or "").splitlines()[0])
-    verify.add_argument("store", type=Path)
+        sub.add_argument(
+            "--study",
+            choices=STUDIES,
+            default=STUDIES[0],
+            help=f"study that the data belong to; default: {STUDIES[0]}",
+        )
+    checked = commands.add_parser("store", help="Check a store.", description="Check a store.")
+    actions = checked.add_subparsers(required=True, metavar="ACTION", help="what to do with it")
+    summary = (store_verify.__doc__ or "").splitlines()[0]
+    verify = actions.add_parser("verify", help=summary, description=summary)
+    verify.add_argument("store", type=Path, help=trained_on["store"])
     verify.set_defaults(run_command=store_verify)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 2 for a mistake that the user can mend."""
+    """Run one command; return the exit status: 0 done, 2 for a mistake that the user can mend.
+
+    A stopped command has the status that shells give it, 128 and the number of the signal.
+    """
     args = parser().parse_args(argv)
     if not sys.stderr.isatty():
         # In a log, a progress bar need not move ten times a second.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
-        args.run_command(args)
+        with stoppable():
+            args.run_command(args)
+    except Stopped as stopped:
+        print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
+        return 128 + stopped.signum
     except UserError as error:
         print(f"scanbench: error: {error}", file=sys.stderr)
         return 2

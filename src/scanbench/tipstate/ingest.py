@@ -6,12 +6,10 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from scanbench.errors import UserError
 from scanbench.files import replacing_folder, sha256_of, write_json
+from scanbench.processes import worker_pool
 from scanbench.scans import OPTIONS, ScansWriter
 from scanbench.tipstate import CLASSES
 from scanbench.tipstate.labels import Label, ScoreSheet, match, read_score_sheet, read_table
@@ -220,10 +219,12 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
     inventory = {file: ("ignored", reason) for file, reason in ignored.items()}
     rejected: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
-    with replacing_folder(out) as part, ScansWriter(part) as writer:
-        for read in tqdm(
-            _read_all(root, files, options), total=len(files), desc="ingest", mininterval=0.5
-        ):
+    with (
+        replacing_folder(out) as part,
+        ScansWriter(part) as writer,
+        closing(_read_all(root, files, options)) as reads,
+    ):
+        for read in tqdm(reads, total=len(files), desc="ingest", mininterval=0.5):
             rejected += [(read.file, reason) for reason in read.refused]
             for scan in read.scans:
                 rows.append(_row(read, scan) | writer.add(scan.heights_LP))
@@ -279,16 +280,13 @@ def _walk(
     return root, sorted(files), ignored
 
 
-def _read_all(root: Path, files: list[str], options: IngestOptions) -> Iterator[_Read]:
+def _read_all(root: Path, files: list[str], options: IngestOptions) -> Generator[_Read]:
     """Yield what every file gives, in the order of `files`, however many processes read."""
     read = partial(_read_one, root, options)
     if options.workers == 1 or len(files) < 2:
         yield from map(read, files)
         return
-    with ExitStack() as stack:
-        pool = stack.enter_context(
-            ProcessPoolExecutor(options.workers, mp_context=get_context("forkserver"))
-        )
+    with worker_pool(options.workers, "forkserver") as pool:
         # A window of tasks, so that scans read ahead of the writer do not fill the memory.
         waiting = collections.deque(pool.submit(read, f) for f in files[: 4 * options.workers])
         for file in files[4 * options.workers :]:

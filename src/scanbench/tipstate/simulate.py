@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from itertools import repeat
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing_folder
+from scanbench.processes import worker_pool
 from scanbench.tipstate import CLASSES
 from scanbench.tipstate.scanning import ANGSTROM, ScanParameters, SimulatedScan, simulate_scan
 from scanbench.tipstate.surface import HYDROGEN_SEPARATION, SurfaceParameters, Tip
@@ -447,10 +448,8 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
     checked = Spec.from_dict(spec)
     plans = plan_scans(checked)
     labels, truth, parameters = [], [], []
-    with replacing_folder(out) as folder:
-        for plan, scan in tqdm(
-            _made(checked, plans, folder), total=len(plans), desc="simulate", unit="scan"
-        ):
+    with replacing_folder(out) as folder, closing(_made(checked, plans, folder)) as made:
+        for plan, scan in tqdm(made, total=len(plans), desc="simulate", unit="scan"):
             line = "" if scan.change_line is None else scan.change_line
             labels.append([plan.name, plan.label, plan.group, line])
             measured = scan.parameters.measured_lines
@@ -467,11 +466,11 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
 
 def _made(
     spec: Spec, plans: list[ScanPlan], folder: Path
-) -> Iterable[tuple[ScanPlan, SimulatedScan]]:
+) -> Generator[tuple[ScanPlan, SimulatedScan]]:
     if spec.workers == 1:
         yield from map(_make, repeat(spec), plans, repeat(folder))
         return
-    with ProcessPoolExecutor(spec.workers) as pool:
+    with worker_pool(spec.workers) as pool:
         yield from pool.map(_make, repeat(spec), plans, repeat(folder))
 
 
