@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanbench import __version__, plan
-from scanbench.errors import UserError
+from scanbench.errors import UserError, counted
 from scanbench.processes import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def _print_ingested(found: IngestSummary, quiet: bool) -> None:
         if quiet and status != "refused":
             continue
         print(f"{status:8} {file}" + (f": {reason}" if reason else ""))
-    print(f"{found.scans} scans in {found.groups} groups, {found.unlabelled} without label")
+    scans, groups = counted(found.scans, "scan"), counted(found.groups, "group")
+    print(f"{scans} in {groups}, {found.unlabelled:,} without label")
+    if found.unlabelled == found.scans:
+        return
     for kind, counts in (("class", found.labels), ("excluded", found.excluded)):
         for name, count in counts.items():
             print(f"{count:8} {kind} {name}")

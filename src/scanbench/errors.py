@@ -17,3 +17,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: `1 group`, `2 groups`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

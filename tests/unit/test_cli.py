@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_study
 
-from scanbench.cli import parser
+from scanbench.cli import main, parser
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
@@ -70,6 +71,29 @@ def test_a_stopped_training_says_so_in_one_line_and_keeps_its_last_epoch(
     assert "Traceback" not in said
     assert not (tmp_path / weights).exists()
     assert len(list(tmp_path.glob(".checkpoints/*/last.ckpt"))) == 1
+
+
+def test_ingest_by_hand_counts_classes_where_there_are_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heights = np.random.default_rng(0).normal(size=(2, 8, 8))
+    np.savez(tmp_path / "two.npz", images=heights, scan_ids=["a", "b"], groups=["day", "day"])
+    (tmp_path / "labels.csv").write_text("scan;label\na;sharp\nb;\n")
+    source, table, out = (str(tmp_path / name) for name in ("two.npz", "labels.csv", "out"))
+    assert main(["ingest", source, out]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "read     two.npz: 2 scans",
+        "2 scans in 1 group, 2 without label",
+    ]
+    by_hand = ["--labels", table, "--classes", "blunt, sharp"]
+    assert main(["ingest", source, out, *by_hand]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "2 scans in 1 group, 1 without label",
+        "       0 class blunt",
+        "       1 class sharp",
+    ]
+    assert main(["ingest", source, out, "--labels", table]) == 2
+    assert "row 2: label 'sharp' is not one of atoms" in capsys.readouterr().err
 
 
 def commands(

@@ -205,7 +205,9 @@ def test_labels_under_other_names_are_mapped(tmp_path):
     spec = {"label_names": ["good", "rows"], "label_map": {"good": "atoms"}}
     ingest(spec, path, None, tmp_path / "out")
     assert read_manifest(tmp_path / "out")["label"].tolist() == ["atoms", "rows"]
-    with pytest.raises(UserError, match="label 'good' of set-000000 is not one of atoms"):
+    with pytest.raises(
+        UserError, match=r"label 'good' of set-000000 is not one of atoms.* --classes"
+    ):
         ingest({"label_names": ["good", "rows"]}, path, None, tmp_path / "other")
 
 
@@ -331,4 +333,22 @@ def test_a_matrix_session_is_its_time_stamp(tmp_path):
     assert manifest["scan_id"].tolist() == [
         "2014Mar01-093225--7_100",
         "2014Mar01-093225--7_100:down",
+    ]
+
+
+def test_a_matrix_index_is_listed_with_the_files_that_it_belongs_to(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("2014Mar01-093225--7_100.Z_mtrx", "2014Mar01-093225_0001.mtrx"):
+        shutil.copy(real("raw-spm", "nano-bio+pyMTRX", name), data / name)
+    (data / "2015Feb11-102853_0001.mtrx").write_text("alone")
+    both = {"directions": ["forward", "backward"]}
+    assert ingest(both, data, None, tmp_path / "out").inventory == [
+        ("2014Mar01-093225--7_100.Z_mtrx", "read", "4 scans"),
+        ("2014Mar01-093225_0001.mtrx", "read", "index of 1 MATRIX file"),
+        (
+            "2015Feb11-102853_0001.mtrx",
+            "ignored",
+            "MATRIX index without a file of its scans beside it",
+        ),
     ]

@@ -15,18 +15,26 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from scanbench.errors import UserError
+from scanbench.errors import UserError, counted
 from scanbench.files import replacing_folder, sha256_of, write_json
 from scanbench.processes import worker_pool
 from scanbench.scans import OPTIONS, ScansWriter
 from scanbench.tipstate import CLASSES
-from scanbench.tipstate.labels import Label, ScoreSheet, match, read_score_sheet, read_table
+from scanbench.tipstate.labels import (
+    OWN_CLASSES,
+    Label,
+    ScoreSheet,
+    match,
+    read_score_sheet,
+    read_table,
+)
 from scanbench.tipstate.readers import (
     FORMATS,
     RawScan,
     ReadOptions,
     is_other_channel,
     read_each,
+    scans_of_index,
     suffix_of,
 )
 
@@ -212,11 +220,10 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
         cannot be read is listed and does not stop the others.
     """
     options = IngestOptions.from_spec(spec)
-    root, files, ignored = _walk(source, options, except_for=labels)
+    root, files, inventory = _walk(source, options, except_for=labels)
     # Wrong labels are told before hours of reading.
     entries = _read_labels(labels, options)
 
-    inventory = {file: ("ignored", reason) for file, reason in ignored.items()}
     rejected: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
     with (
@@ -228,10 +235,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
             rejected += [(read.file, reason) for reason in read.refused]
             for scan in read.scans:
                 rows.append(_row(read, scan) | writer.add(scan.heights_LP))
-            reason = read.refused[0] if read.refused else ""
-            if read.scans and len(read.refused) > 1:
-                reason = f"{len(read.refused)} of its scans refused; first: {reason}"
-            inventory[read.file] = ("read" if read.scans else "refused", reason)
+            inventory[read.file] = _outcome(read)
         if not rows:
             raise UserError(_nothing(source, rejected))
         _name(rows)
@@ -246,8 +250,8 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
 
 def _walk(
     source: Path, options: IngestOptions, except_for: Path | None
-) -> tuple[Path, list[str], dict[str, str]]:
-    """Return the data folder, the files to read, and the files to leave with the reason."""
+) -> tuple[Path, list[str], dict[str, tuple[str, str]]]:
+    """Return the data folder, the files to read, and status and reason of all other files."""
     if source.is_file():
         return source.parent, [source.name], {}
     if not source.is_dir():
@@ -257,6 +261,7 @@ def _walk(
     read_options = options.read_options()
     files: list[str] = []
     ignored: dict[str, str] = {}
+    indexes: dict[str, tuple[str, str]] = {}
     for folder, folders, names in os.walk(root):
         for name in list(folders):
             path = Path(folder) / name
@@ -269,6 +274,13 @@ def _walk(
             file = path.relative_to(root).as_posix()
             if name.startswith(".") or not path.is_file():
                 ignored[file] = "hidden, or no file"
+            elif suffix_of(path) == ".mtrx":
+                scans = scans_of_index(name, names)
+                scans = [scan for scan in scans if not is_other_channel(Path(scan), read_options)]
+                if scans:
+                    indexes[file] = ("read", f"index of {counted(len(scans), 'MATRIX file')}")
+                else:
+                    ignored[file] = "MATRIX index without a file of its scans beside it"
             elif suffix_of(path) not in FORMATS:
                 ignored[file] = "label table" if path == table else "not a known scan format"
             elif path.is_symlink() and not path.resolve().is_relative_to(root):
@@ -277,7 +289,8 @@ def _walk(
                 ignored[file] = f"not channel {options.channel}"
             else:
                 files.append(file)
-    return root, sorted(files), ignored
+    others = {file: ("ignored", reason) for file, reason in ignored.items()}
+    return root, sorted(files), others | indexes
 
 
 def _read_all(root: Path, files: list[str], options: IngestOptions) -> Generator[_Read]:
@@ -307,6 +320,18 @@ def _read_one(root: Path, options: IngestOptions, file: str) -> _Read:
     except (UserError, OSError) as error:
         return _Read(file, "", [], [_reason(path, error)])
     return _Read(file, sha256, scans, [_reason(path, error) for error in refused])
+
+
+def _outcome(read: _Read) -> tuple[str, str]:
+    """Return what the inventory says of a file that was opened: its status and what to know."""
+    if not read.scans:
+        return "refused", read.refused[0]
+    said = [counted(len(read.scans), "scan")] if len(read.scans) > 1 else []
+    if len(read.refused) > 1:
+        said.append(f"{len(read.refused)} of its scans refused; first: {read.refused[0]}")
+    else:
+        said += read.refused
+    return "read", "; ".join(said)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -404,7 +429,7 @@ def _finish(
     if name and name not in options.classes:
         raise UserError(
             f"{row['file']}: label {name!r} of {row['scan_id']} is not one of "
-            f"{', '.join(options.classes)}"
+            f"{', '.join(options.classes)}; {OWN_CLASSES}"
         )
     excluded = label.excluded
     if name and row["lines"] < options.min_lines:

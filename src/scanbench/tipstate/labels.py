@@ -20,6 +20,14 @@ from scanbench.errors import UserError
 #: Unpacked size that a workbook may have; the H:Si(100) sheet has 4 MB.
 _LARGEST_WORKBOOK = 2**29
 
+#: What to do about a label that is no class.
+OWN_CLASSES = (
+    "mend it, or name your own classes: `classes: [A, B]` in the data set, --classes A,B by hand"
+)
+
+#: Characters of a table's header that are looked at for its separator.
+_LONGEST_HEADER = 10_000
+
 #: Classes of the study → columns of the H:Si(100) score sheet.
 H_SI100_MERGE: Mapping[str, tuple[str, ...]] = {
     "atoms": ("Individual Atoms",),
@@ -113,8 +121,8 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
     Parameters
     ----------
     path
-        The table. `scan` is a file name, its stem or a scan id; `group` and `change_line` may be
-        missing. An empty label means none.
+        The table. `scan` is a scan id, or a file's name or path in the data folder, with or without
+        its suffix; `group` and `change_line` may be missing. An empty label means none.
     classes
         Labels that may stand in it.
 
@@ -142,7 +150,9 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         if not scan:
             raise UserError(f"{where}: names no scan")
         if label and label not in classes:
-            raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}")
+            raise UserError(
+                f"{where}: label {label!r} is not one of {', '.join(classes)}; {OWN_CLASSES}"
+            )
         change = row.get("change_line", "").strip()
         # Of digits alone `isdigit` is true for "²" too, which is no number.
         if change and not (change.isascii() and change.isdecimal()):
@@ -291,13 +301,16 @@ def match(
     by_name: dict[str, set[str]] = {}
     for file in files:
         name = PurePosixPath(file)
-        for alias in {file, name.name, name.stem}:
+        for alias in {file, str(name.with_suffix("")), name.name, name.stem}:
             by_name.setdefault(alias, set()).add(file)
 
     found: dict[str, Label] = {}
     without = 0
     for scan, label in labels.items():
         where = f"{path} row {label.row}"
+        # A path may be written as the system writes it.
+        if scan not in by_id and scan not in by_name:
+            scan = str(PurePosixPath(scan.replace("\\", "/")))
         named = by_name.get(scan, set())
         if scan in named:
             named = {scan}
@@ -310,7 +323,10 @@ def match(
         elif named:
             scan_ids = by_file.get(next(iter(named)), [])
         elif rows_without_scan == "error":
-            raise UserError(f"{where}: no scan {scan} is there; mend its name or take it out")
+            raise UserError(
+                f"{where}: no scan {scan} is there; mend its name or take it out (a file is named "
+                f"as {min(files)}, from the data folder on)"
+            )
         else:
             without += 1
             continue
@@ -359,13 +375,16 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
-                sep="\t" if suffix == ".tsv" else ",",
+                sep="\t" if suffix == ".tsv" else _separator(path),
                 dtype=str,
                 keep_default_na=False,
                 encoding="utf-8-sig",
             )
+            if not isinstance(table.index, pd.RangeIndex):
+                raise UserError(f"{path}: its rows have more cells than its header; take them out")
+            return table
         if suffix == ".xlsx":
             with zipfile.ZipFile(path) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
@@ -381,3 +400,10 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path}: cannot be read as a label table ({cause})") from error
     raise UserError(f"{path}: a label table is .csv, .tsv or .xlsx")
+
+
+def _separator(path: Path) -> str:
+    """Return what separates the cells of a CSV file: many programs write `;` or a tab for `,`."""
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline(_LONGEST_HEADER)
+    return max((",", ";", "\t"), key=header.count)

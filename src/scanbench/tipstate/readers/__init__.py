@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from scanbench.errors import UserError
@@ -16,6 +17,7 @@ __all__ = [
     "is_other_channel",
     "read",
     "read_each",
+    "scans_of_index",
     "suffix_of",
 ]
 
@@ -111,3 +113,13 @@ def read_each(
 def is_other_channel(path: Path, options: ReadOptions) -> bool:
     """Return whether a file's very suffix says that it holds another channel (MATRIX)."""
     return suffix_of(path) == (".z_mtrx" if options.wants_current else ".i_mtrx")
+
+
+def scans_of_index(index: str, names: Iterable[str]) -> list[str]:
+    """Return which files of a folder are read with a MATRIX index (`SESSION_0001.mtrx`)."""
+    session = index.removesuffix("_0001.mtrx")
+    return [
+        name
+        for name in names
+        if name.startswith(f"{session}--") and name.lower().endswith((".z_mtrx", ".i_mtrx"))
+    ]
