@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.resample import fill_missing, resample
-from scanbench.scans import iterate_heights, read_manifest, read_options
+from scanbench.scans import OPTIONS, iterate_heights, read_manifest, read_options
 from scanbench.store import (
     SCHEMA_VERSION,
     FloatArray,
@@ -29,6 +31,7 @@ from scanbench.store import (
 )
 
 MANIFEST = "manifest.csv"
+INPUTS = (MANIFEST, OPTIONS)
 
 # Heights beyond this are no measurement, and in picoamperes they would leave float32.
 LARGEST = 1e25
@@ -68,7 +71,8 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
     manifest = _checked_manifest(scans)
     classes = _classes(manifest, options["classes"], scans / MANIFEST)
     n, lines, pixels = len(manifest), options["lines"], options["pixels"]
-    inputs = {name: sha256_of(scans / name) for name in (MANIFEST, *manifest["shard"].unique())}
+    # Of the tables; heights are held by the hash of each scan's source file and of what is stored.
+    inputs = {name: sha256_of(scans / name) for name in INPUTS if (scans / name).exists()}
 
     label = np.array([classes.index(name) if name else -1 for name in manifest["label"]], np.int16)
     label[manifest["excluded"].to_numpy() != ""] = -1
@@ -108,13 +112,21 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
         )
         statistics = empty_statistics(n, lines)
         scan_sha256: list[str] = []
-        for block_NLP in _resampled_blocks(manifest, scans, lines, pixels):
-            rows = slice(len(scan_sha256), len(scan_sha256) + len(block_NLP))
-            heights[rows] = block_NLP
-            disk.check(out)
-            for name, values in line_statistics(block_NLP, n_lines[rows]).items():
-                statistics[name][rows] = values
-            scan_sha256 += [sha256_of_scan(x_LP) for x_LP in block_NLP]
+        # HDF5 compresses one block in a thread while the next is read, described and hashed.
+        with ThreadPoolExecutor(1) as beside:
+            written: Future[None] | None = None
+            for block_NLP in _resampled_blocks(manifest, scans, lines, pixels):
+                rows = slice(len(scan_sha256), len(scan_sha256) + len(block_NLP))
+                for name, values in line_statistics(block_NLP, n_lines[rows]).items():
+                    statistics[name][rows] = values
+                scan_sha256 += [sha256_of_scan(x_LP) for x_LP in block_NLP]
+                if written is not None:
+                    written.result()
+                    disk.check(out)
+                written = beside.submit(heights.__setitem__, rows, block_NLP)
+            assert written is not None, "a manifest lists at least one scan"
+            written.result()
+        disk.check(out)
 
         _write(file, "n_lines", n_lines.astype("<i4"))
         _write(file, "label", label.astype("<i2"))
@@ -171,17 +183,17 @@ def _resampled_blocks(
 ) -> Iterator[FloatArray]:
     """Yield blocks [some scans, lines, pixels] in the manifest's order, 0 past measured lines.
 
-    A block is overwritten by the next.
+    A block is overwritten by the next but one, so that one can be written out meanwhile.
     """
     size = max(1, _BLOCK_BYTES // (4 * lines * pixels))
-    buffer_NLP = np.empty((size, lines, pixels), "<f4")
+    buffers = cycle(np.empty((2, size, lines, pixels), "<f4"))
     needed = ["scan_id", "shard", "key", "planned_lines"]
     rows: list[Any] = list(manifest[needed].itertuples())
     heights = iterate_heights(scans, manifest)
     with tqdm(total=len(rows), desc="convert", unit="scan", mininterval=0.5) as progress:
         for first in range(0, len(rows), size):
             block = rows[first : first + size]
-            block_NLP = buffer_NLP[: len(block)]
+            block_NLP = next(buffers)[: len(block)]
             for into_LP, row, x_LP in zip(block_NLP, block, heights, strict=False):
                 filled_LP = _filled(x_LP, scans, row)
                 resampled = resample(filled_LP, row.planned_lines, lines, pixels)

@@ -98,7 +98,7 @@ def _guarded(variance: NDArray[np.float64], largest: NDArray[Any]) -> NDArray[np
 
 def sha256_of_scan(x_LP: FloatArray) -> str:
     """Return the SHA-256 of a scan's float32 bytes (little-endian)."""
-    return hashlib.sha256(np.ascontiguousarray(x_LP, "<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(x_LP, "<f4").data).hexdigest()
 
 
 class Store:
