@@ -80,9 +80,9 @@ def convert(args: Arguments) -> None:
 
 def split(args: Arguments) -> None:
     """Divide the scans of a store into parts, and audit the division."""
-    from scanbench.splits import write_split
+    from scanbench.splits import Keys, write_split
 
-    write_split(args.spec, args.store, args.out)
+    write_split(args.spec, args.store, args.out, Keys(args.dataset, args.split))
 
 
 def train(args: Arguments) -> None:
@@ -229,7 +229,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B,C",
         help="class names in the order of every result; default: the study's",
     )
-    read.add_argument("--dataset", help="name of the data set, for messages")
     read.add_argument("--quiet", action="store_true", help="list only the files that are refused")
     for sub in (simulated, read):
         sub.add_argument("--workers", type=int, default=1, help="processes to use; default: 1")
@@ -238,7 +237,12 @@ def parser() -> argparse.ArgumentParser:
         convert,
         {"scans": "scans folder, from ingest", "out": "HDF5 store to write"},
     )
-    command("split", split, {"store": trained_on["store"], "out": "split file to write (JSON)"})
+    divided = command(
+        "split", split, {"store": trained_on["store"], "out": "split file to write (JSON)"}
+    )
+    divided.add_argument("--split", default="", help="name of the split, for messages")
+    for sub in (read, divided):
+        sub.add_argument("--dataset", default="", help="name of the data set, for messages")
     command(
         "train",
         train,

@@ -7,6 +7,7 @@ knows more about the others than about a session to come. Groups are therefore a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanbench.audit import audit
-from scanbench.errors import UserError, did_you_mean
+from scanbench.errors import UserError, counted, did_you_mean
 from scanbench.files import write_json
 from scanbench.split_file import PARTS, SCHEMA_VERSION, first_repeated
 from scanbench.store import Store
@@ -30,23 +31,48 @@ DEFAULTS: dict[str, Any] = {
     "allow_missing_classes": False,
     "seed": 0,
 }
-_MORE_GROUPS = (
-    "bring more sessions, or tell them apart by datasets.….ingest.group (table, regex, folder; "
-    "scan at the price of leakage) or an array `groups` in the NPZ or .mat"
-)
 _CANDIDATES = 2048  # assignments of groups that are drawn at once; the best one is taken
 _CANDIDATE_STEPS = 100_000  # fewer candidates for many groups, which balance anyway
 
 Fold = dict[str, list[str]]
 
 
-def write_split(spec: Mapping[str, Any], store: str | Path, out: str | Path) -> None:
+@dataclass(frozen=True)
+class Keys:
+    """Where the configuration says what a split depends on, for messages.
+
+    Attributes
+    ----------
+    dataset, split
+        Their names in the configuration; empty for a split that is made by hand.
+    """
+
+    dataset: str = ""
+    split: str = ""
+
+    def of_split(self, key: str) -> str:
+        """Return the name of a key of the split."""
+        return f"splits.{self.split}.{key}" if self.split else key
+
+    @property
+    def more_groups(self) -> str:
+        """What to do about too few groups."""
+        group = f"datasets.{self.dataset}.ingest.group" if self.dataset else "`group` of ingest"
+        return (
+            f"bring more sessions, or tell them apart by {group} (table, regex, folder; scan at "
+            "the price of leakage) or an array `groups` in the NPZ or .mat"
+        )
+
+
+def write_split(
+    spec: Mapping[str, Any], store: str | Path, out: str | Path, keys: Keys | None = None
+) -> None:
     """Divide a store's scans and write the split file (`docs/formats.md`) with its audit."""
     with Store(store) as opened:
-        write_json(out, make_split(spec, opened))
+        write_json(out, make_split(spec, opened, keys))
 
 
-def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def make_split(spec: Mapping[str, Any], store: Store, keys: Keys | None = None) -> dict[str, Any]:
     """Divide the labelled scans of a store, and audit the division.
 
     The result depends on the scans, their groups and labels and the seed, not on their order.
@@ -61,6 +87,8 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         `near_duplicate_threshold`, `allow_missing_classes` and `seed`.
     store
         The scans.
+    keys
+        Names of what a message tells to change.
 
     Returns
     -------
@@ -76,13 +104,14 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         if key not in DEFAULTS:
             raise UserError(f"split: unknown key {key!r}; {did_you_mean(key, DEFAULTS)}")
     config = {**DEFAULTS, **spec}
+    keys = keys or Keys()
     scheme, seed = config["scheme"], config["seed"]
 
     usable = np.flatnonzero((store.label >= 0) & (store.n_lines >= config["min_lines"]))
     if not len(usable):
         raise UserError(
-            f"{store.path}: no labelled scan has {config['min_lines']} lines; "
-            "check the label table, or lower min_lines"
+            f"{store.path}: no labelled scan has {counted(config['min_lines'], 'line')}; "
+            f"check the label table, or lower {keys.of_split('min_lines')}"
         )
     usable = usable[np.argsort(store.scan_id[usable])]
     scan_id, label = store.scan_id[usable], store.label[usable].astype(np.int64)
@@ -92,16 +121,17 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
 
     classes = len(store.classes)
     if scheme == "fixed":
-        test = _fixed_test(config, group, label, classes, store.path)
+        test = _fixed_test(config, group, label, classes, store.path, keys)
         tested_in = np.where(test, 0, 1)
         folds = 1
     elif scheme in ("kfold", "random"):
         folds = config["folds"]
-        what, mend = ("scans", "bring more") if scheme == "random" else ("groups", _MORE_GROUPS)
+        what = "scan" if scheme == "random" else "group"
+        mend = "bring more" if scheme == "random" else keys.more_groups
         if len(np.unique(group)) < folds:
             raise UserError(
-                f"{store.path}: {len(np.unique(group))} {what} for {folds} folds; "
-                f"lower splits.….folds, {mend}"
+                f"{store.path}: {counted(len(np.unique(group)), what)} for {folds} folds; "
+                f"lower {keys.of_split('folds')}, {mend}"
             )
         tested_in = partition(group, label, np.full(folds, 1 / folds), classes, [seed])
     else:
@@ -115,8 +145,8 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         rest = np.flatnonzero(tested_in != fold)
         if len(np.unique(group[rest])) < 2:
             raise UserError(
-                f"{store.path}: fold {fold} leaves {len(np.unique(group[rest]))} group(s) to train "
-                f"and validate on, and needs 2; {_MORE_GROUPS}"
+                f"{store.path}: fold {fold} leaves {counted(len(np.unique(group[rest])), 'group')} "
+                f"to train and validate on, and needs 2; {keys.more_groups}"
             )
         fraction = config["validation_fraction"]
         validates = partition(
@@ -131,13 +161,17 @@ def make_split(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
         for row in _counts(fold, part, store.group[usable], label, store.classes)
     ]
     if not config["allow_missing_classes"]:
+        fixed = scheme == "fixed"
+        mend = f"{'change' if fixed else 'lower'} "
+        mend += keys.of_split("test_fraction" if fixed else "folds")
         for row in counts:
             for name in store.classes:
                 if row[name] == 0:
                     raise UserError(
                         f"{store.path}: fold {row['fold']}: no scan of class {name!r} in the "
-                        f"{row['part']} part ({row['groups']} groups); use fewer folds, another "
-                        "seed, or allow_missing_classes: true"
+                        f"{row['part']} part ({counted(row['groups'], 'group')}); "
+                        f"{mend}, try another {keys.of_split('seed')}, or set "
+                        f"{keys.of_split('allow_missing_classes')}: true"
                     )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -228,6 +262,7 @@ def _fixed_test(
     label: NDArray[np.int64],
     classes: int,
     path: Path,
+    keys: Keys,
 ) -> NDArray[np.bool_]:
     """Return which scans are in the test part [n]."""
     wanted = config["test_groups"]
@@ -243,7 +278,7 @@ def _fixed_test(
             raise UserError("split: test_groups: is empty; name a group, or give null")
         return np.isin(group, wanted)
     if len(names) < 2:
-        raise UserError(f"{path}: one group only, nothing can be held out; {_MORE_GROUPS}")
+        raise UserError(f"{path}: one group only, nothing can be held out; {keys.more_groups}")
     share = config["test_fraction"]
     return partition(group, label, np.array([share, 1 - share]), classes, [config["seed"]]) == 0
 

@@ -12,7 +12,7 @@ from scans_folder import heights, write_scans
 from scanbench.convert import convert
 from scanbench.errors import UserError
 from scanbench.split_file import PARTS, read_split
-from scanbench.splits import make_split, partition, write_split
+from scanbench.splits import Keys, make_split, partition, write_split
 from scanbench.store import Store
 
 CLASSES = ["atoms", "rows"]
@@ -163,13 +163,28 @@ def test_scans_with_too_few_lines_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("groups", "labels", "spec", "says"),
     [
-        (1, "aarr", {"scheme": "kfold", "folds": 2}, "1 groups for 2 folds"),
-        (1, "aarr", {"scheme": "kfold", "folds": 2}, r"ingest\.group \(table, regex, folder; scan"),
+        (
+            1,
+            "aarr",
+            {"scheme": "kfold", "folds": 2},
+            "1 group for 2 folds; lower splits.own.folds",
+        ),
+        (
+            1,
+            "aarr",
+            {"scheme": "kfold", "folds": 2},
+            r"datasets\.mine\.ingest\.group \(table, ",
+        ),
         (1, "aarr", {"scheme": "fixed"}, "one group only"),
         (1, "aarr", {"scheme": "fixed"}, "an array `groups` in the NPZ or .mat"),
         (3, "arar" * 3, {"scheme": "kfold", "folds": 5}, "3 groups for 5 folds"),
-        (2, "arar" * 3, {"scheme": "kfold", "folds": 2}, "leaves 1 group"),
-        (4, "arar", {"scheme": "kfold", "folds": 2}, "no scan of class"),
+        (2, "arar" * 3, {"scheme": "kfold", "folds": 2}, "leaves 1 group to train"),
+        (
+            4,
+            "arar",
+            {"scheme": "kfold", "folds": 2},
+            r"\(1 group\); lower splits\.own\.folds, ",
+        ),
         (6, "aaaaaaaa", {"scheme": "kfold", "folds": 3}, "no scan of class 'rows' in the train"),
         (4, "arararar", {"scheme": "fixed", "test_groups": ["sesion1"]}, "did you mean 'session1'"),
         (4, "arararar", {"scheme": "fixed", "test_groups": []}, "test_groups: is empty"),
@@ -184,8 +199,9 @@ def test_what_cannot_be_divided_is_refused(tmp_path, groups, labels, spec, says)
     }
     with Store(make_store(tmp_path, **columns)) as store:
         with pytest.raises(UserError, match=says) as caught:
-            make_split(spec, store)
+            make_split(spec, store, Keys("mine", "own"))
         assert "\n" not in str(caught.value)
+        assert "…" not in str(caught.value)
 
 
 def test_missing_classes_can_be_allowed(tmp_path):

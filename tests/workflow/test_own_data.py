@@ -181,7 +181,10 @@ def test_matlab_file_runs(project: Project, tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "one group only": ({"groups": np.full(SESSIONS * EACH, "day")}, ("group",)),
+    "one group only": (
+        {"groups": np.full(SESSIONS * EACH, "day")},
+        ("datasets.mine.ingest.group",),
+    ),
     "no labels": ({"labels": None}, ("label",)),
     "label out of range": ({"labels": labels() + 1}, ("scans.npz", "4", "out of range")),
     "pickled images": ({"images": np.array([None, 1], object)}, ("scans.npz", "pickle")),

@@ -16,4 +16,5 @@ rule split:
     params:
         spec=lambda wildcards: plan.split_spec(config, wildcards.split),
     shell:
-        "scanbench split --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench split --dataset {wildcards.dataset:q} --split {wildcards.split:q}"
+        " --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee {log:q}"
