@@ -134,18 +134,22 @@ def apply(args: Arguments) -> None:
     _print_ingested(done.found, quiet=True)
     for scan, reason in done.left_out.items():
         print(f"left out {scan}: {reason}")
-    print(f"{out}: scans.csv, lines.csv" + ("" if args.no_figures else ", figures/"))
-    if args.labels:
-        _print_metrics(out / "metrics.csv")
+    print(f"scans are resampled to {done.lines} lines; lines_seen counts these")
+    if "metrics.csv" in done.files:
+        _print_metrics(out / "metrics.csv", done.absent)
+    print(f"{out}: {', '.join(done.files)}")
 
 
-def _print_metrics(path: Path) -> None:
+def _print_metrics(path: Path, absent: Sequence[str]) -> None:
     import pandas as pd
 
     metrics = pd.read_csv(path)
     macro = metrics[(metrics["reading"] == "scan") & metrics["class"].isna()]
-    for row in macro.to_dict("records"):
+    for row in macro.dropna(subset="value").to_dict("records"):
         print(f"{row['metric']:>18} {row['value']:.3f}")
+    undefined = macro.loc[macro["value"].isna(), "metric"]
+    if len(undefined):
+        print(f"not defined without labelled scans of {', '.join(absent)}: {', '.join(undefined)}")
 
 
 def _runs(args: Arguments) -> dict[str, list[Path]]:

@@ -14,9 +14,11 @@ import yaml
 
 from scanbench.cli import main
 from scanbench.errors import UserError
+from scanbench.scans import read_manifest
 from scanbench.store import Store
 from scanbench.tipstate import apply as apply_module
 from scanbench.tipstate.apply import apply
+from scanbench.tipstate.figures import Example, picture, scan_answer
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.training import train
 
@@ -75,6 +77,57 @@ def test_labels_give_the_metrics_of_the_report(
     values = macro.set_index("metric")["value"]
     assert values["auroc"] == pytest.approx(0.5)
     assert values["balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_labels_are_names_and_lines_are_told_in_those_of_the_instrument(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "whole.sxm", 512)
+    sxm(folder / "aborted.sxm", 300)
+    (tmp_path / "labels.csv").write_text("scan,label\nwhole,rows\n")
+    apply(run, folder, tmp_path / "out", tmp_path / "labels.csv", figures=False)
+    scans = pd.read_csv(tmp_path / "out/scans.csv", keep_default_na=False).set_index("scan_id")
+    lines = pd.read_csv(tmp_path / "out/lines.csv", keep_default_na=False).set_index("scan_id")
+    assert dict(scans["label"]) == dict(lines["label"]) == {"aborted": "", "whole": "rows"}
+    assert lines[["lines_seen", "measured_lines"]].to_numpy().tolist() == [[9, 288], [16, 512]]
+
+
+def test_a_figure_says_that_its_lines_are_resampled(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    sxm(folder / "whole.sxm", 512)
+    apply(run, folder, tmp_path / "out", figures=False)
+    with Store(tmp_path / "out/store.h5") as store:
+        shown = picture(store, read_manifest(tmp_path / "out/scans"), 0)
+    answers = pd.DataFrame(1 / 3, index=[16], columns=list(small_study.CLASSES))
+    example = Example(picture=shown, label="", predicted="rows", answers=answers)
+    figure = scan_answer(example, small_study.CLASSES)
+    said = [axes.get_ylabel() for axes in figure.body.axes]
+    assert "Scan line\n(of 16, resampled from 512)" in said
+
+
+def test_the_closing_lines_name_every_file_and_the_classes_that_are_not_there(
+    run: Path,
+    scans: Path,
+    labels: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["apply", str(run), str(scans), "--out", str(tmp_path / "out"), "--labels"]
+    assert main([*arguments, str(labels), "--no-figures"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"{tmp_path / 'out'}: scans.csv, lines.csv, left_out.csv, metrics.csv"
+    assert not any("not defined" in line for line in said)
+    table = pd.read_csv(labels)
+    table.loc[table["label"] == "rows", "label"] = "atoms"
+    table.to_csv(labels, index=False)
+    assert main([*arguments, str(labels)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].endswith("metrics.csv, figures")
+    assert said[-2] == "not defined without labelled scans of rows: auroc, balanced_accuracy"
+    assert not any("nan" in line for line in said)
 
 
 def test_a_folder_that_is_no_run_is_one_clear_line(

@@ -48,10 +48,19 @@ class Applied:
         Every file and what became of it.
     left_out
         Scan → reason, of scans that were read but of which the run cannot say anything.
+    files
+        What was written into the output folder, for people to look at.
+    absent
+        Classes without a labelled scan among those judged; without them some metrics do not exist.
+    lines
+        Lines of a whole scan at the size that the run looks at.
     """
 
     found: IngestSummary
     left_out: dict[str, str]
+    files: tuple[str, ...]
+    absent: tuple[str, ...]
+    lines: int
 
 
 def apply(
@@ -114,7 +123,7 @@ def apply(
             table = _answers(trained, store, judged)
             scans = _scan_answers(table, store)
             _write_csv(scans, part / "scans.csv")
-            _write_csv(table, part / "lines.csv")
+            _write_csv(_line_answers(table, store, manifest), part / "lines.csv")
             listed = pd.DataFrame(left_out.items(), columns=["scan_id", "reason"])
             _write_csv(listed, part / "left_out.csv")
             if figures:
@@ -127,7 +136,14 @@ def apply(
         if labels is not None:
             inputs["labels"] = labels
         write_json(part / RECORD, provenance.record(spec, inputs=inputs, started=started))
-    return Applied(found=found, left_out=left_out)
+    written = ("scans.csv", "lines.csv", "left_out.csv", "metrics.csv", "figures")
+    return Applied(
+        found=found,
+        left_out=left_out,
+        files=tuple(name for name in written if (out / name).exists()),
+        absent=tuple(name for name in classes if name not in set(scans["label"])),
+        lines=meta["scan_lines"],
+    )
 
 
 def _check_free(out: Path, run: Path, folder: Path, labels: Path | None) -> None:
@@ -195,6 +211,18 @@ def _scan_answers(table: pd.DataFrame, store: Store) -> pd.DataFrame:
         }
     )
     return frame.assign(**dict(zip(class_columns(store.classes), p_NC.T, strict=True)))
+
+
+def _line_answers(table: pd.DataFrame, store: Store, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return every answer with its class by name and its time in lines of the instrument too."""
+    names = np.array([*store.classes, ""], dtype=object)
+    planned = manifest.set_index("scan_id")["planned_lines"].astype(np.int64)
+    planned_R = planned.loc[table["scan_id"]].to_numpy()
+    # A line of the store is whole once the last line that it averages has been measured.
+    measured_R = -(-table["lines_seen"].to_numpy() * planned_R // store.lines)
+    named = table.assign(label=names[table["label"]])
+    named.insert(list(named.columns).index("lines_seen") + 1, "measured_lines", measured_R)
+    return named
 
 
 def _draw(

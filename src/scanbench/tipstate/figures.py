@@ -61,12 +61,15 @@ class Picture:
         Height over width of what was measured, in physical units.
     width_m
         Length of a line, m; None if unknown.
+    lines
+        Lines of the whole scan at this size, and as the instrument planned it; None if unknown.
     """
 
     x_LP: Floats
     title: str
     aspect: float
     width_m: float | None = None
+    lines: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +229,10 @@ def scan_answer(example: Example, classes: Sequence[str]) -> Sheet:
     scan, answers = figure.body.subplots(1, 2)
     _draw_pair(scan, answers, example, classes)
     labelled = f" (labelled {plain(example.label)})" if example.label else ""
+    if example.picture.lines is not None:
+        lines, planned = example.picture.lines
+        of = f"of {lines}" if lines == planned else f"of {lines}, resampled from {planned}"
+        scan.set_ylabel(f"Scan line\n({of})")
     figure.body.suptitle(
         f"{plain(example.picture.title, 48)}\n{plain(example.predicted)}{labelled}"
     )
@@ -494,6 +501,7 @@ def picture(store: Store, manifest: pd.DataFrame, k: int) -> Picture:
         title=scan_id,
         aspect=whole * seen / store.lines,
         width_m=width if known else None,
+        lines=(store.lines, int(row["planned_lines"])),
     )
 
 
