@@ -13,7 +13,7 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -72,11 +72,15 @@ class ScansWriter:
     Parameters
     ----------
     folder
-        Existing empty folder, as `scanbench.files.replacing_folder` gives it.
+        Existing folder, as `scanbench.files.replacing_folder` gives it.
+    stem
+        What names of shards begin with. Writers of several processes fill one folder, each with its
+        own; one of them then writes the tables of all (`write_tables`).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stem: str = "shard") -> None:
         self._folder = folder
+        self._stem = stem
         self._shard: zipfile.ZipFile | None = None
         self._count = 0
 
@@ -109,7 +113,7 @@ class ScansWriter:
         assert heights_LP.ndim == 2
         heights_LP = np.ascontiguousarray(heights_LP)
         number, place = divmod(self._count, SCANS_PER_SHARD)
-        name = f"shard-{number:05d}.npz"
+        name = f"{self._stem}-{number:05d}.npz"
         if place == 0:
             if self._shard is not None:
                 self._shard.close()
@@ -131,30 +135,41 @@ class ScansWriter:
         rejected: Iterable[tuple[str, str]],
         inventory: Iterable[tuple[str, str, str]],
     ) -> None:
-        """Write the three tables.
-
-        Parameters
-        ----------
-        rows
-            One per scan, in the order of `add`, with the columns of `COLUMNS` and `score_…`; a
-            missing value is None or absent.
-        rejected
-            File and reason of what could not be read.
-        inventory
-            File, status (`read`, `refused`, `ignored`) and reason of every file seen.
-        """
+        """Write the three tables, with one row per stored scan; see `write_tables`."""
         rows = list(rows)
         assert len(rows) == self._count, "one manifest row per stored scan"
-        ids = [row["scan_id"] for row in rows]
-        assert len(set(ids)) == len(ids), "scan ids are unique"
-        scores = sorted({key for row in rows for key in row} - COLUMNS.keys())
-        assert all(key.startswith("score_") for key in scores), scores
-        columns = [*COLUMNS, *scores]
-        _write_csv(
-            self._folder / "manifest.csv", columns, ([row.get(c) for c in columns] for row in rows)
-        )
-        _write_csv(self._folder / "rejected.csv", ["file", "reason"], rejected)
-        _write_csv(self._folder / "inventory.csv", ["file", "status", "reason"], inventory)
+        write_tables(self._folder, rows, rejected, inventory)
+
+
+def write_tables(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    rejected: Iterable[tuple[str, str]],
+    inventory: Iterable[tuple[str, str, str]],
+) -> None:
+    """Write the three tables of a scans folder.
+
+    Parameters
+    ----------
+    folder
+        Where the shards are.
+    rows
+        One per scan, in the order of its shards, with the columns of `COLUMNS` and `score_…`; a
+        missing value is None or absent.
+    rejected
+        File and reason of what could not be read.
+    inventory
+        File, status (`read`, `refused`, `ignored`) and reason of every file seen.
+    """
+    ids = [row["scan_id"] for row in rows]
+    assert len(set(ids)) == len(ids), "scan ids are unique"
+    scores = sorted({key for row in rows for key in row} - COLUMNS.keys())
+    assert all(key.startswith("score_") for key in scores), scores
+    columns = [*COLUMNS, *scores]
+    cells = ([row.get(column) for column in columns] for row in rows)
+    _write_csv(folder / "manifest.csv", columns, cells)
+    _write_csv(folder / "rejected.csv", ["file", "reason"], rejected)
+    _write_csv(folder / "inventory.csv", ["file", "status", "reason"], inventory)
 
 
 def _write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -71,7 +71,10 @@ def test_the_folder_holds_what_the_files_held(folder, tmp_path):
     np.testing.assert_array_equal(heights[5], ramp(8, 6)[:, ::-1] * 3)
 
 
-def test_the_same_source_gives_the_same_bytes_however_many_processes_read(folder, tmp_path):
+def test_the_same_source_gives_the_same_bytes_however_many_processes_read(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("scanbench.tipstate.ingest.FILES_PER_BATCH", 2)
     for name, workers in (("a", 1), ("b", 1), ("c", 2)):
         ingest({"workers": workers}, folder, None, tmp_path / name)
     a, b, c = (

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scanbench.errors import UserError, counted
 from scanbench.files import replacing_folder, sha256_of, write_json
 from scanbench.processes import worker_pool
-from scanbench.scans import OPTIONS, ScansWriter
+from scanbench.scans import OPTIONS, ScansWriter, write_tables
 from scanbench.tipstate import CLASSES
 from scanbench.tipstate.labels import (
     OWN_CLASSES,
@@ -40,6 +40,9 @@ from scanbench.tipstate.readers import (
 
 #: Time stamp that Omicron MATRIX gives to every file of a session, e.g. `2015Feb11-102853`.
 SESSION = re.compile(r"\d{4}[A-Z][a-z]{2}\d{2}-\d{6}")
+
+#: Files whose scans share shards, and that one process reads in one go.
+FILES_PER_BATCH = 64
 
 _GROUPS = ("session", "folder", "regex", "table", "scan")
 
@@ -185,11 +188,10 @@ class IngestSummary:
 
 
 class _Read(NamedTuple):
-    """What one file gave; or the reason why it gave nothing."""
+    """What one file gave, by now in a shard; or the reason why it gave nothing."""
 
     file: str
-    sha256: str
-    scans: list[RawScan]
+    rows: list[dict[str, Any]]
     refused: list[str]
 
 
@@ -228,13 +230,11 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
     rows: list[dict[str, Any]] = []
     with (
         replacing_folder(out) as part,
-        ScansWriter(part) as writer,
-        closing(_read_all(root, files, options)) as reads,
+        closing(_store_all(root, files, options, part)) as reads,
     ):
         for read in tqdm(reads, total=len(files), desc="ingest", mininterval=0.5):
             rejected += [(read.file, reason) for reason in read.refused]
-            for scan in read.scans:
-                rows.append(_row(read, scan) | writer.add(scan.heights_LP))
+            rows += read.rows
             inventory[read.file] = _outcome(read)
         if not rows:
             raise UserError(_nothing(source, rejected))
@@ -243,7 +243,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
         for row in rows:
             _finish(row, found.get(row["scan_id"]), labels, options)
         listing = [(file, *inventory[file]) for file in sorted(inventory)]
-        writer.finish([_public(row) for row in rows], rejected, listing)
+        write_tables(part, [_public(row) for row in rows], rejected, listing)
         write_json(part / OPTIONS, dataclasses.asdict(options.read_options()))
     return _summary(rows, listing, without, options)
 
@@ -293,40 +293,58 @@ def _walk(
     return root, sorted(files), others | indexes
 
 
-def _read_all(root: Path, files: list[str], options: IngestOptions) -> Generator[_Read]:
-    """Yield what every file gives, in the order of `files`, however many processes read."""
-    read = partial(_read_one, root, options)
-    if options.workers == 1 or len(files) < 2:
-        yield from map(read, files)
+def _store_all(root: Path, files: list[str], options: IngestOptions, out: Path) -> Generator[_Read]:
+    """Write the scans of all files, and yield what each gave, in their order.
+
+    Files are dealt out in batches with shards of their own, so that no heights pass between
+    processes, and the shards do not depend on how many processes there are.
+    """
+    batches = [files[k : k + FILES_PER_BATCH] for k in range(0, len(files), FILES_PER_BATCH)]
+    store = partial(_store_batch, root, options, out)
+    if options.workers == 1 or len(batches) < 2:
+        for number, batch in enumerate(batches):
+            yield from store(number, batch)
         return
-    with worker_pool(options.workers, "forkserver") as pool:
-        # A window of tasks, so that scans read ahead of the writer do not fill the memory.
-        waiting = collections.deque(pool.submit(read, f) for f in files[: 4 * options.workers])
-        for file in files[4 * options.workers :]:
-            yield waiting.popleft().result()
-            waiting.append(pool.submit(read, file))
-        while waiting:
-            yield waiting.popleft().result()
+    with worker_pool(min(options.workers, len(batches)), "forkserver") as pool:
+        for reads in pool.map(partial(_at_once, store), range(len(batches)), batches):
+            yield from reads
 
 
-def _read_one(root: Path, options: IngestOptions, file: str) -> _Read:
-    path = root / file
+def _store_batch(
+    root: Path, options: IngestOptions, out: Path, number: int, files: list[str]
+) -> Iterator[_Read]:
+    with ScansWriter(out, f"shard-{number:05d}") as writer:
+        for file in files:
+            try:
+                scans, sha256, refused = _read_one(root, options, file)
+            except (UserError, OSError) as error:
+                yield _Read(file, [], [_reason(root / file, error)])
+                continue
+            rows = [_row(file, sha256, scan) | writer.add(scan.heights_LP) for scan in scans]
+            yield _Read(file, rows, [_reason(root / file, error) for error in refused])
+
+
+def _at_once(store: Callable[[int, list[str]], Iterator[_Read]], *batch: Any) -> list[_Read]:
+    return list(store(*batch))
+
+
+def _read_one(
+    root: Path, options: IngestOptions, file: str
+) -> tuple[list[RawScan], str, list[UserError]]:
+    """Return the good scans of a file, its SHA-256, and why its other scans are refused."""
     if options.group == "regex" and not _group_in_name(options.group_pattern, file):
-        reason = f"ingest.group_pattern {options.group_pattern!r} finds no group in its name"
-        return _Read(file, "", [], [reason])
-    try:
-        scans, refused = read_each(path, options.read_options())
-        sha256 = sha256_of(path)
-    except (UserError, OSError) as error:
-        return _Read(file, "", [], [_reason(path, error)])
-    return _Read(file, sha256, scans, [_reason(path, error) for error in refused])
+        raise UserError(
+            f"ingest.group_pattern {options.group_pattern!r} finds no group in its name"
+        )
+    scans, refused = read_each(root / file, options.read_options())
+    return scans, sha256_of(root / file), refused
 
 
 def _outcome(read: _Read) -> tuple[str, str]:
     """Return what the inventory says of a file that was opened: its status and what to know."""
-    if not read.scans:
+    if not read.rows:
         return "refused", read.refused[0]
-    said = [counted(len(read.scans), "scan")] if len(read.scans) > 1 else []
+    said = [counted(len(read.rows), "scan")] if len(read.rows) > 1 else []
     if len(read.refused) > 1:
         said.append(f"{len(read.refused)} of its scans refused; first: {read.refused[0]}")
     else:
@@ -338,15 +356,15 @@ def _reason(path: Path, error: Exception) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _row(read: _Read, scan: RawScan) -> dict[str, Any]:
+def _row(file: str, sha256: str, scan: RawScan) -> dict[str, Any]:
     """Return a scan's row so far; keys that start with `_` do not get into the manifest."""
     return {
         "_name": scan.name,
         "_group": scan.group,
         "_label": scan.label,
         "_part": scan.part,
-        "file": read.file,
-        "sha256": read.sha256,
+        "file": file,
+        "sha256": sha256,
         "planned_lines": scan.planned_lines,
         "width_m": scan.width_m,
         "height_m": scan.height_m,
