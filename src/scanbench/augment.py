@@ -26,6 +26,10 @@ class Augmentation:
     shift_pixels
         A scan is shifted along its lines by up to so many pixels either way; what enters at the
         edge is the mirror image of what is beside it.
+    zoom
+        A scan is enlarged, about a point drawn at random, by a factor between 1 / (1 + zoom) and
+        1 + zoom, evenly on a logarithmic scale; what is missing at an edge is the mirror image of
+        what is beside it. The period of a lattice in pixels is a choice of the operator.
     contrast
         Heights are multiplied by a factor between 1 − contrast and 1 + contrast.
     noise
@@ -37,6 +41,7 @@ class Augmentation:
     flip_fast: float = 0.0
     flip_slow: float = 0.0
     shift_pixels: int = 0
+    zoom: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
     line_dropout: float = 0.0
@@ -79,6 +84,16 @@ def augment(
         source_BP = (torch.arange(pixels, device=device) + shift_B1).abs()
         source_BP = (pixels - 1) - ((pixels - 1) - source_BP).abs()
         x_BLP = x_BLP.gather(2, source_BP[:, None].expand_as(x_BLP))
+    if options.zoom:
+        scale_B1 = (1 + options.zoom) ** (2 * uniform(batch, 1) - 1)
+        last_B1 = n_lines_B[:, None].clamp(min=1) - 1.0
+        source_BL = _zoomed(line_L, last_B1, scale_B1, uniform(batch, 1))
+        x_BLP = _read(x_BLP, source_BL) * measured_BL[..., None]
+        pixel_P = torch.arange(pixels, device=device)
+        source_BP = _zoomed(
+            pixel_P, torch.full_like(last_B1, pixels - 1), scale_B1, uniform(batch, 1)
+        )
+        x_BLP = _read(x_BLP.transpose(1, 2), source_BP).transpose(1, 2)
     if options.contrast:
         x_BLP = x_BLP * (1 + options.contrast * (2 * uniform(batch, 1, 1) - 1))
     if options.noise:
@@ -87,3 +102,20 @@ def augment(
     if options.line_dropout:
         x_BLP = x_BLP * (uniform(batch, lines, 1) >= options.line_dropout)
     return x_BLP
+
+
+def _zoomed(place_L: Tensor, last_B1: Tensor, scale_B1: Tensor, draw_B1: Tensor) -> Tensor:
+    """Return from where in a scan each place of its enlarged copy is taken, [B, L], mirrored."""
+    shift_B1 = (2 * draw_B1 - 1) * (1 - 1 / scale_B1).abs() * last_B1 / 2
+    source_BL = last_B1 / 2 + shift_B1 + (place_L - last_B1 / 2) / scale_B1
+    source_BL = source_BL.abs()
+    return (last_B1 - (last_B1 - source_BL).abs()).clamp(min=0)
+
+
+def _read(x_BLP: Tensor, source_BL: Tensor) -> Tensor:
+    """Return the lines at fractional places, each interpolated between its two neighbours."""
+    low_BL = source_BL.long()
+    high_BL = (low_BL + 1).clamp(max=x_BLP.shape[1] - 1)
+    share_BL1 = (source_BL - low_BL)[..., None]
+    low, high = (x_BLP.gather(1, k[..., None].expand_as(x_BLP)) for k in (low_BL, high_BL))
+    return low + share_BL1 * (high - low)

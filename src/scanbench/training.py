@@ -298,14 +298,17 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         parts = training_parts(data, split, spec["fold"])
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
-        model = build_model(
-            spec["study"],
-            spec["model"],
-            spec["options"],
-            lines=lines,
-            pixels=data.pixels,
-            classes=len(data.classes),
-        )
+        try:
+            model = build_model(
+                spec["study"],
+                spec["model"],
+                spec["options"],
+                lines=lines,
+                pixels=data.pixels,
+                classes=len(data.classes),
+            )
+        except UserError as error:
+            raise UserError(f"experiments.{spec['name']}.{error}") from None
         times = AnswerTimes.of(model, lines)
         readers = {
             part: _reader(
@@ -333,6 +336,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         if hasattr(model, "fit"):
             trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
         else:
+            if hasattr(model, "initialise") and not (checkpoints / "last.ckpt").exists():
+                model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
             learner = Learner(
                 model,
                 task,
@@ -379,7 +384,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "prior": prior_C.tolist(),
             "best_epoch": trained.best_epoch,
             "precision": trained.precision,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": fitted_numbers(model),
         }
     with (
         replacing(out / "history.csv") as path,
@@ -404,6 +409,12 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
     with suppress(OSError):  # other runs may have theirs there
         checkpoints.parent.rmdir()
+
+
+def fitted_numbers(model: nn.Module) -> int:
+    """Return how many numbers training finds: parameters, or what `fit` keeps in buffers."""
+    fitted = model.buffers() if hasattr(model, "fit") else model.parameters()
+    return sum(tensor.numel() for tensor in fitted)
 
 
 def training_parts(data: Store, split: str | Path, fold: int) -> dict[str, np.ndarray]:
@@ -486,6 +497,13 @@ def _key(spec: Mapping[str, Any], data: Store, split: str | Path, model: nn.Modu
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _whole(reader: WindowReader) -> tuple[np.ndarray, ...]:
+    """Return all samples of a part: heights [N, L, P], measured lines [N], labels [N]."""
+    return tuple(
+        torch.cat(parts).numpy() for parts in zip(*SampleEpochs.all_of(reader), strict=True)
+    )
+
+
 def _fit_at_once(
     model: nn.Module,
     task: Classification,
@@ -495,8 +513,7 @@ def _fit_at_once(
 ) -> Trained:
     """Fit a model that is not trained by gradient descent; its history has one row."""
     started = time.perf_counter()
-    everything = Batch(*map(torch.cat, zip(*SampleEpochs.all_of(readers["train"]), strict=True)))
-    model.fit(*(part.numpy() for part in everything), weights_C, seed)  # type: ignore[operator]
+    model.fit(*_whole(readers["train"]), weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():

@@ -17,6 +17,7 @@ strengths = st.builds(
     flip_fast=st.sampled_from([0.0, 0.5, 1.0]),
     flip_slow=st.sampled_from([0.0, 0.5, 1.0]),
     shift_pixels=st.integers(0, 30),
+    zoom=st.sampled_from([0.0, 0.5]),
     contrast=st.sampled_from([0.0, 0.3]),
     noise=st.sampled_from([0.0, 0.2]),
     line_dropout=st.sampled_from([0.0, 0.5]),
@@ -99,3 +100,28 @@ def test_line_dropout_blanks_whole_lines_at_the_given_rate() -> None:
     kept = augment(x_BLP, n_lines_B, Augmentation(line_dropout=0.3), Generator().manual_seed(0))
     assert torch.equal(kept.amin(2), kept.amax(2)), "a line is blanked whole or not at all"
     assert float(1 - kept.mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_zoom_changes_the_period_of_a_lattice_and_invents_no_heights() -> None:
+    generator = Generator().manual_seed(3)
+    period = 8.0
+    x_BLP = torch.sin(2 * torch.pi * torch.arange(128) / period).expand(64, 32, 128)
+    n_lines_B = torch.full((64,), 32)
+    after = augment(x_BLP, n_lines_B, Augmentation(zoom=0.5), generator)
+    assert after.abs().max() <= 1.0
+    # Zero crossings of the first line count half periods.
+    crossings_B = (after[:, 0, 1:] * after[:, 0, :-1] < 0).sum(1)
+    found_B = 2 * 128 / crossings_B
+    assert found_B.min() >= period / 1.5 - 1
+    assert found_B.max() <= period * 1.5 + 1
+    assert found_B.max() / found_B.min() > 1.5
+    # All lines of a scan are enlarged about the same point.
+    assert torch.allclose(after, after[:, :1].expand_as(after), atol=1e-6)
+
+
+def test_a_zoom_of_a_partial_scan_takes_from_measured_lines_alone() -> None:
+    x_BLP = torch.ones(32, 20, 40)
+    n_lines_B = torch.arange(1, 33).clamp(max=20)
+    x_BLP = x_BLP * (torch.arange(20) < n_lines_B[:, None])[..., None]
+    after = augment(x_BLP, n_lines_B, Augmentation(zoom=1.0), Generator().manual_seed(0))
+    assert torch.equal(after, x_BLP)

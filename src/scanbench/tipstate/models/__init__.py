@@ -65,4 +65,6 @@ def build(
     try:
         return module.Model(module.Options(**given), lines=lines, pixels=pixels, classes=classes)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model {name}: {error}") from error
+        key, colon, why = str(error).partition(": ")
+        where = f"options.{key}: {why}" if colon and key in given else f"options: {error}"
+        raise UserError(f"{where} (model {name})") from error
