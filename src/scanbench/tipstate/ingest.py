@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -305,6 +306,8 @@ def _store_all(root: Path, files: list[str], options: IngestOptions, out: Path) 
         for number, batch in enumerate(batches):
             yield from store(number, batch)
         return
+    # Imported once, not by every process.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     with worker_pool(min(options.workers, len(batches)), "forkserver") as pool:
         for reads in pool.map(partial(_at_once, store), range(len(batches)), batches):
             yield from reads
