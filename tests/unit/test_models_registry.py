@@ -202,8 +202,8 @@ assert not {"torch", "lightning", "sklearn"} & set(sys.modules), sys.modules
         ("cnn_scan", {}, "model: no model 'cnn_scan'; did you mean 'cnn-scan'?"),
         ("cnn-scan", {"droput": 0.1}, "options.droput: .* did you mean 'dropout'?"),
         ("majority", {"depth": 1}, "options.depth: .* has no options"),
-        ("cnn-scan", {"dropout": 2.0}, "model cnn-scan: dropout: 2.0 is not possible"),
-        ("cnn-scan", {"widths": []}, "model cnn-scan: widths"),
+        ("cnn-scan", {"dropout": 2.0}, "options.dropout: 2.0 is not possible"),
+        ("cnn-scan", {"widths": []}, r"options.widths: .* \(model cnn-scan\)"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(name: str, options: dict[str, Any], message: str) -> None:

@@ -622,6 +622,22 @@ def test_a_wrong_setting_is_told_in_one_line(
         train(spec(training=training), *study, tmp_path / "run")
 
 
+def test_a_wrong_option_names_its_key_in_the_configuration(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wrong = spec("cnn-scan", name="large", options={"dropout": 2.0})
+    with pytest.raises(UserError, match=r"^experiments\.large\.options\.dropout: 2\.0 is not"):
+        train(wrong, *study, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("model", "expected"), [("majority", 3), ("features", 174 * 5 + 3)])
+def test_what_is_fitted_without_gradients_counts_as_parameters(
+    model: str, expected: int, study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train(spec(model), *study, tmp_path / "run")
+    assert load_run(tmp_path / "run").meta["parameters"] == expected
+
+
 def test_a_fold_that_is_not_there_is_told(study: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no fold 7, the folds are 0 to 1"):
         train(spec(fold=7), *study, tmp_path / "run")

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 
 pytestmark = pytest.mark.workflow
 
-# As the README shows it.
-MODEL = '''
-"""`line-mean`: a linear model on the mean and the spread of every line."""
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Hyper-parameters of `line-mean`.
-
-    Parameters
-    ----------
-    hidden
-        Width of the hidden layer.
-    """
-
-    hidden: int = 8
-
-
-class Model(nn.Module):
-    """Two statistics of each line, a hidden layer, an answer at the end of the scan."""
-
-    def __init__(self, options: Options, *, lines: int, pixels: int, classes: int) -> None:
-        super().__init__()
-        self.lines = lines
-        self.net = nn.Sequential(
-            nn.Linear(2 * lines, options.hidden), nn.ReLU(), nn.Linear(options.hidden, classes)
-        )
-
-    def answer_lines(self) -> list[int]:
-        return [self.lines]
-
-    def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
-        seen_BL = torch.arange(self.lines, device=x_BLP.device) < n_lines_B[:, None]
-        features_BF = torch.cat([x_BLP.mean(2) * seen_BL, x_BLP.abs().mean(2) * seen_BL], dim=1)
-        return self.net(features_BF)[:, None]
-'''
+def readme_model() -> tuple[str, str]:
+    """Return the file that the README tells to add, and its source."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Add a model\n")[1].split("\n## ")[0]
+    path = re.search(r"`(src/\S+\.py)`", section)
+    source = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert path is not None
+    assert source is not None
+    return path[1], source[1]
 
 
 def test_a_model_is_one_file_and_one_entry(finished: Project) -> None:
-    path = finished.folder / "src/scanbench/tipstate/models/line_mean.py"
+    name, source = readme_model()
+    path = finished.folder / name
     config = {
         "experiments": {"line-mean": {"model": "line-mean", "options": {"hidden": 4}}},
         "comparisons": {
@@ -67,7 +39,7 @@ def test_a_model_is_one_file_and_one_entry(finished: Project) -> None:
         "targets": ["own"],
     }
     try:
-        path.write_text(MODEL, encoding="utf-8")
+        path.write_text(source, encoding="utf-8")
         planned = finished.planned(config=config)
         assert {job for job in planned if job[0] == "train"} == {
             ("train", "dataset=simulated, split=sessions, experiment=line-mean, fold=0, seed=0")
