@@ -336,6 +336,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         if hasattr(model, "fit"):
             trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
         else:
+            if hasattr(model, "initialise") and not (checkpoints / "last.ckpt").exists():
+                model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
             learner = Learner(
                 model,
                 task,
@@ -495,6 +497,13 @@ def _key(spec: Mapping[str, Any], data: Store, split: str | Path, model: nn.Modu
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _whole(reader: WindowReader) -> tuple[np.ndarray, ...]:
+    """Return all samples of a part: heights [N, L, P], measured lines [N], labels [N]."""
+    return tuple(
+        torch.cat(parts).numpy() for parts in zip(*SampleEpochs.all_of(reader), strict=True)
+    )
+
+
 def _fit_at_once(
     model: nn.Module,
     task: Classification,
@@ -504,8 +513,7 @@ def _fit_at_once(
 ) -> Trained:
     """Fit a model that is not trained by gradient descent; its history has one row."""
     started = time.perf_counter()
-    everything = Batch(*map(torch.cat, zip(*SampleEpochs.all_of(readers["train"]), strict=True)))
-    model.fit(*(part.numpy() for part in everything), weights_C, seed)  # type: ignore[operator]
+    model.fit(*_whole(readers["train"]), weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():
