@@ -1,25 +1,28 @@
 """Time ingest and convert against bare h5py writes, and windows against a plain loop.
 
-`python benchmarks/io.py [--scans N]` prints Markdown tables. Times are CPU seconds of this process,
-which works in one thread; the ways compared are run in turn and the best of each is taken, so that
-a busy machine disturbs ratios little. Each memory figure is the peak of a process of its own.
+`python benchmarks/io.py [--scans N]` prints Markdown tables. The ways compared are run in turn and
+the best of each is taken, so that a busy machine disturbs ratios little. CPU time is that of all
+threads of this process; wall time is beside it. Each memory figure is the peak of a process of its
+own.
 
 "The same arrays" are the heights that the instrument files hold, float32 [lines, pixels] of one
 channel, forward and backward: ingest takes all of them. Where the store has another size, they are
 compared with bare writes of what the store holds too. A bare write is `dataset[k] = x` for every
-scan, from memory, one chunk a scan, without flushing to disk; "with filters" gives the dataset the
-compression and checksums of the store.
+scan, from memory, one chunk a scan, without flushing to disk; "filters" gives the dataset the
+compression and checksums of the store, and "fsync" waits for the disk, as convert does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -31,7 +34,7 @@ from scanbench.convert import convert
 from scanbench.files import replacing_folder
 from scanbench.scans import ScansWriter
 from scanbench.store import Store
-from scanbench.tipstate.ingest import ingest
+from scanbench.tipstate.ingest import FILES_PER_BATCH, ingest
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.windows import WindowReader
 
@@ -66,7 +69,9 @@ def write_scans(folder: Path, scans: list[NDArray[np.float32]], repeat: int = 1)
         writer.finish(rows, [], [])
 
 
-def bare_write(scans: list[NDArray[np.float32]], path: Path, **filters: object) -> None:
+def bare_write(
+    scans: list[NDArray[np.float32]], path: Path, fsync: bool = False, **filters: object
+) -> None:
     """Write arrays with h5py and nothing else."""
     with h5py.File(path, "w") as file:
         shape = scans[0].shape
@@ -75,16 +80,20 @@ def bare_write(scans: list[NDArray[np.float32]], path: Path, **filters: object) 
         )
         for k, x in enumerate(scans):
             data[k] = x
+    if fsync:
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
-def cpu_seconds(*ways: Callable[[], object], rounds: int = 5) -> list[float]:
-    best = [float("inf")] * len(ways)
+def best_seconds(ways: Iterable[Callable[[], object]], rounds: int = 5) -> NDArray[np.float64]:
+    """Return the least CPU and wall seconds of each way [ways, 2], which take turns."""
+    seconds = []
     for _ in range(rounds):
-        for k, way in enumerate(ways):
-            start = time.process_time()
+        for way in ways:
+            cpu, wall = time.process_time(), time.perf_counter()
             way()
-            best[k] = min(best[k], time.process_time() - start)
-    return best
+            seconds.append((time.process_time() - cpu, time.perf_counter() - wall))
+    return np.array(seconds).reshape(rounds, -1, 2).min(axis=0)
 
 
 def write_instrument_files(folder: Path, scans: list[NDArray[np.float32]]) -> None:
@@ -101,10 +110,10 @@ def time_store(folder: Path, size: int, stored: int, n: int) -> None:
     scans = simulated(n, size)
     write_instrument_files(folder / "source", scans)
     convert_spec = {"lines": stored, "pixels": stored}
+    ingest_spec = {"directions": ["forward", "backward"], "group": "scan"}
 
-    def run_ingest() -> None:
-        spec = {"directions": ["forward", "backward"], "group": "scan"}
-        ingest(spec, folder / "source", None, folder / "scans")
+    def run_ingest(workers: int = 1) -> None:
+        ingest({**ingest_spec, "workers": workers}, folder / "source", None, folder / "scans")
 
     def run_convert() -> None:
         convert(convert_spec, folder / "scans", folder / "store.h5")
@@ -115,32 +124,37 @@ def time_store(folder: Path, size: int, stored: int, n: int) -> None:
         held = list(store.read(np.arange(n)))
 
     filters = {"fletcher32": True, **hdf5plugin.Bitshuffle(cname="lz4")}
-    ways: dict[str, Callable[[], object]] = {
-        f"bare write of {size}×{size}": lambda: bare_write(scans, folder / "bare.h5"),
-        f"bare write of {size}×{size} with filters": lambda: bare_write(
-            scans, folder / "bare.h5", **filters
-        ),
-    }
-    if stored != size:
+    ways: dict[str, Callable[[], object]] = {}
+    for side, heights in {size: scans, stored: held}.items():
+        bare = partial(bare_write, heights, folder / "bare.h5")
         ways |= {
-            f"bare write of {stored}×{stored}": lambda: bare_write(held, folder / "bare.h5"),
-            f"bare write of {stored}×{stored} with filters": lambda: bare_write(
-                held, folder / "bare.h5", **filters
-            ),
+            f"bare write, {side}×{side}": bare,
+            f"bare write, {side}×{side}, filters": partial(bare, **filters),
+            f"bare write, {side}×{side}, filters, fsync": partial(bare, fsync=True, **filters),
         }
-    bare = len(ways)
+    bare_ways = list(ways)
     ways |= {"`scanbench ingest`": run_ingest, "`scanbench convert`": run_convert}
-    seconds = cpu_seconds(*ways.values())
-    seconds.append(seconds[-2] + seconds[-1])
+    seconds = best_seconds(ways.values())
+    seconds = np.vstack([seconds, seconds[-2] + seconds[-1]])
+    names = [*ways, "ingest + convert"]
+    if n >= 16 * FILES_PER_BATCH:  # enough that starting processes is not all there is
+        parallel = best_seconds([partial(run_ingest, 2)], rounds=3)
+        names += ["`scanbench ingest`, 2 processes"]
+        seconds = np.vstack([seconds, [[np.nan, parallel[0, 1]]]])
 
     print(f"\n{n} scans of {size}×{size} from .sxm files, stored at {stored}×{stored}:\n")
-    columns = ["way", "µs CPU a scan", "MB/s of heights read"]
-    columns += [f"throughput ÷ {way}" for way in list(ways)[:bare]]
+    columns = ["way", "µs CPU a scan", "µs wall a scan"]
+    columns += [f"÷ {way}: CPU, wall" for way in bare_ways]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for way, own in zip((*ways, "ingest + convert"), seconds, strict=True):
-        cells = [way, f"{own / n * 1e6:.0f}", f"{n * size * size * 4 / 1e6 / own:.0f}"]
-        cells += [f"{other / own:.2f}" for other in seconds[:bare]]
+    for name, own in zip(names, seconds, strict=True):
+        cells = [name, *(_rounded(value / n * 1e6, 0) for value in own)]
+        for other in seconds[: len(bare_ways)]:
+            cells.append(", ".join(_rounded(ratio, 2) for ratio in other / own))
         print("| " + " | ".join(cells) + " |")
+
+
+def _rounded(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def naive_windows(path: Path, order: NDArray[np.int64], first: NDArray[np.int64]) -> float:
@@ -205,7 +219,7 @@ def main() -> None:
         print(windows, seconds, peak_memory_mb())
         return
     with tempfile.TemporaryDirectory() as folder:
-        for size, stored, n in ((128, 128, 1024), (300, 128, 512), (512, 512, 128)):
+        for size, stored, n in ((128, 128, 4096), (300, 128, 512), (512, 512, 128)):
             time_store(Path(folder, f"{size}-{stored}"), size, stored, n)
         print("\n| way | windows | throughput | ratio | peak memory |\n|---|---|---|---|---|")
         time_windows(Path(folder, "windows"), args.scans, args.memory_mb)
