@@ -11,7 +11,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= all
 CONFIG ?= config/quick.yaml
-REPORT ?= results/report.html
+# Named after the configuration, as one folder of results holds those of several.
+NAME := $(subst $() ,-,$(strip $(basename $(notdir $(CONFIG)))))
+REPORT ?= results/report$(addprefix -,$(NAME)).html
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)
 
 # uv does not read pip's settings; hand over where pip looks for packages, whatever that is.
@@ -53,8 +55,8 @@ results: env  ## run the pipeline (CONFIG=config/quick.yaml) and write the repor
 report: env  ## write the HTML report of what has run
 	$(SNAKEMAKE) --cores 1 --quiet all --report $(REPORT)
 	@echo "Report:   $(REPORT)"
-	@echo "Summary:  results/comparisons/*/summary.html"
-	@echo "Figures:  results/comparisons/*/figures/   Tables: results/comparisons/*/tables/"
+	@$(SNAKEMAKE) --summary 2>/dev/null | sed -nE \
+		's|^(results/comparisons/[^/]+/)summary\.html\t.*|Summary:  \1summary.html\nFigures:  \1figures/\nTables:   \1tables/|p'
 
 test: env lint  ## every check and test
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
@@ -73,4 +75,4 @@ bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what the pipeline made
-	rm -rf results/data results/runs results/comparisons results/logs results/benchmarks results/report.html .snakemake
+	rm -rf results/data results/runs results/comparisons results/logs results/benchmarks results/report*.html .snakemake

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,30 @@ KNOWN = ("cdn.tailwindcss.com should not be used in production", "The input spec
 def report(finished: Project) -> Path:
     finished.snakemake("--report", "report.html", "--cores", "1")
     return finished.folder / "report.html"
+
+
+def test_make_says_where_the_report_of_each_configuration_is(finished: Project) -> None:
+    finished.planned()  # writes the overlay
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy2(ROOT / name, finished.folder)
+    venv = finished.folder / ".venv"
+    venv.mkdir()
+    (venv / "bin").symlink_to(Path(sys.executable).parent)
+    (venv / ".complete").touch()
+    (finished.folder / "second.yaml").write_text("{}\n", encoding="utf-8")
+    said = [
+        finished.run("make", "-s", "report", f"CONFIG={config}").stdout.splitlines()
+        for config in ("overlay.yaml", "overlay.yaml second.yaml")
+    ]
+    place = "results/comparisons/simulated"
+    rest = [f"Summary:  {place}/summary.html", f"Figures:  {place}/figures/"]
+    rest.append(f"Tables:   {place}/tables/")
+    assert said == [
+        ["Report:   results/report-overlay.html", *rest],
+        ["Report:   results/report-overlay-second.html", *rest],
+    ]
+    for path in (line.split(":")[1].strip() for lines in said for line in lines):
+        assert (finished.folder / path).exists(), path
 
 
 @pytest.fixture
