@@ -1,6 +1,6 @@
 """What a training epoch costs: the LRCN against the plain way, and the transformers beside it.
 
-    python benchmarks/lrcn_epoch.py [--scans 64] [--repeats 3]
+    python benchmarks/lrcn_epoch.py [--scans 32] [--repeats 2]
 
 One epoch is forward, backward and AdamW step over simulated scans of 128×128, on one thread of the
 CPU, counted in CPU time and as the median of repeats that take turns. The plain way is float32,
@@ -103,8 +103,8 @@ def contenders() -> list[Contender]:
 def main() -> None:
     """Time the epochs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scans", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scans", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     x_NLP, label_N = simulated_scans(arguments.scans)
