@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: Files of up to so many bytes are compared by content; Snakemake's `--max-checksum-file-size`.
+SMALL = 1_000_000
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -107,16 +110,26 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing_digest(path: str | Path) -> str:
-    """Return a digest of which files are below a folder, and of their sizes.
+def files_digest(path: str | Path) -> str:
+    """Return a digest of the files below a folder, or of one file, that changes when they do.
 
-    It changes when a file is added, removed, renamed or grows, and not when one is touched. A path
-    that is not there has the digest of an empty folder.
+    It holds each file's name and size and, as Snakemake compares its inputs, the content of small
+    files and the time of large ones: touching a small file changes nothing. Hidden files do not
+    count, as ingest reads none. A path that is not there has the digest of an empty folder.
     """
     root = Path(path)
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    listing = [f"{file.relative_to(root.parent)}\t{file.stat().st_size}" for file in files]
-    return hashlib.sha256("\n".join(listing).encode(errors="surrogateescape")).hexdigest()
+    files = [root]
+    if not root.is_file():
+        files = sorted(file for file in root.rglob("*") if file.is_file())
+        files = [file for file in files if "/." not in f"/{file.relative_to(root)}"]
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        small = stat.st_size <= SMALL
+        content = sha256_of(file) if small else f"{stat.st_size} {stat.st_mtime_ns}"
+        entry = f"{file.relative_to(root.parent)}\t{content}\n"
+        digest.update(entry.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def canonical_json(value: Any) -> str:

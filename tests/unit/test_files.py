@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scanbench.files import (
+    SMALL,
     canonical_json,
-    listing_digest,
+    files_digest,
     replacing,
     replacing_folder,
     sha256_of,
@@ -121,17 +122,42 @@ def test_hash_and_json_are_of_the_bytes(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "a.json") == hashlib.sha256(text).hexdigest()
 
 
-def test_listing_digest_sees_files_come_go_and_grow_but_no_touch(tmp_path: Path) -> None:
+@pytest.fixture
+def session(tmp_path: Path) -> Path:
     (tmp_path / "session").mkdir()
-    (tmp_path / "session" / "a.sxm").write_text("1")
-    before = listing_digest(tmp_path)
-    os.utime(tmp_path / "session" / "a.sxm", (1, 1))
-    assert listing_digest(tmp_path) == before
-    (tmp_path / "session" / "b.sxm").write_text("1")
-    added = listing_digest(tmp_path)
-    (tmp_path / "session" / "a.sxm").write_text("22")
-    assert len({before, added, listing_digest(tmp_path)}) == 3
+    (tmp_path / "session" / "small.sxm").write_bytes(b"1")
+    (tmp_path / "session" / "large.sxm").write_bytes(bytes(SMALL + 1))
+    return tmp_path / "session"
 
 
-def test_listing_digest_of_nothing_is_that_of_an_empty_folder(tmp_path: Path) -> None:
-    assert listing_digest(tmp_path / "nowhere") == listing_digest(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("new.sxm", b"1"), ("small.sxm", b"22"), ("small.sxm", b"2"), ("large.sxm", b"2" * SMALL)],
+)
+def test_the_digest_of_files_sees_them_come_grow_and_be_replaced(
+    session: Path, name: str, content: bytes
+) -> None:
+    before = files_digest(session.parent)
+    (session / name).write_bytes(content)
+    assert files_digest(session.parent) != before
+
+
+def test_the_digest_of_files_sees_a_large_file_replaced_by_one_of_its_size(session: Path) -> None:
+    before = files_digest(session.parent), files_digest(session / "large.sxm")
+    (session / "large.sxm").write_bytes(b"2" * (SMALL + 1))
+    assert files_digest(session.parent) != before[0]
+    assert files_digest(session / "large.sxm") != before[1]
+
+
+def test_the_digest_of_files_sees_them_go_but_no_touch_and_nothing_hidden(session: Path) -> None:
+    before = files_digest(session.parent)
+    os.utime(session / "small.sxm", (1, 1))
+    (session / ".git").mkdir()
+    (session / ".git" / "index").write_text("1")
+    assert files_digest(session.parent) == before
+    (session / "small.sxm").unlink()
+    assert files_digest(session.parent) != before
+
+
+def test_the_digest_of_nothing_is_that_of_an_empty_folder(tmp_path: Path) -> None:
+    assert files_digest(tmp_path / "nowhere") == files_digest(tmp_path)

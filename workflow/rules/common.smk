@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from scanbench import plan, sources
 from scanbench.config import resolve
 from scanbench.errors import UserError
-from scanbench.files import listing_digest
+from scanbench.files import files_digest
 
 
 def resolved(config):
@@ -47,12 +47,12 @@ def local_clone(wildcards):
 
 
 def user_files(wildcards):
-    """Give a digest of the user's files: adding one reruns what reads them, touching one does not.
+    """Give a digest of the user's files: adding or replacing one reruns what reads them.
 
     Folders that a rule makes are compared as its outputs.
     """
     path = config["datasets"][wildcards.dataset].get("path")
-    return listing_digest(path) if path else ""
+    return files_digest(path) if path else ""
 
 
 def source_folder(wildcards):
