@@ -144,6 +144,20 @@ def test_changed_table_reruns_from_ingest_on(project: Project, folder: Path) -> 
     assert {rule for rule, _ in planned} == {"ingest", "convert", "split"}
 
 
+def test_a_scan_replaced_in_place_by_one_of_its_size_reruns_from_ingest_on(
+    project: Project, folder: Path
+) -> None:
+    config = mine(folder, folder.parent / "labels.csv", group="table")
+    split_of(project, config)
+    first = min(folder.rglob("*.sxm"))
+    content = first.read_bytes()
+    first.write_bytes(content)
+    assert project.planned(SPLIT, config=config) == set()
+    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    planned = project.planned(SPLIT, config=config)
+    assert {rule for rule, _ in planned} == {"ingest", "convert", "split"}
+
+
 # ------------------------------------------------------------------------------------- one file
 
 
