@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -323,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stoppable():
             args.run_command(args)
     except Stopped as stopped:
-        print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
+        with suppress(BrokenPipeError):  # whoever read the output was stopped too
+            print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
         return 128 + stopped.signum
     except UserError as error:
         print(f"scanbench: error: {error}", file=sys.stderr)

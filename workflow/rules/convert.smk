@@ -16,4 +16,4 @@ rule convert:
     params:
         spec=lambda wildcards: plan.convert_spec(config, wildcards.dataset),
     shell:
-        "scanbench convert --spec {params.spec:q} {input.scans:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench convert --spec {params.spec:q} {input.scans:q} {output:q} 2>&1 | tee -i {log:q}"

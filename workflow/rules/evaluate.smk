@@ -19,4 +19,4 @@ rule evaluate:
         spec=lambda wildcards: plan.evaluate_spec(config, wildcards.comparison),
     shell:
         "scanbench evaluate --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"

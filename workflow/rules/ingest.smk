@@ -20,7 +20,7 @@ rule simulate:
         spec=lambda wildcards: plan.simulate_spec(config, wildcards.dataset),
     shell:
         "scanbench simulate --study {params.study} --spec {params.spec:q} --workers {threads}"
-        " {output:q} 2>&1 | tee {log:q}"
+        " {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule fetch:
@@ -42,7 +42,7 @@ rule fetch:
         local=clone_option,
         files=user_files,
     shell:
-        "scanbench fetch --study {params.study} {params.local:q} {output:q} 2>&1 | tee {log:q}"
+        "scanbench fetch --study {params.study} {params.local:q} {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule ingest:
@@ -69,4 +69,4 @@ rule ingest:
     shell:
         "scanbench ingest --study {params.study} --dataset {wildcards.dataset:q} --quiet"
         " --spec {params.spec:q} --workers {threads} {params.labels:q}"
-        " {params.source:q} {output:q} 2>&1 | tee {log:q}"
+        " {params.source:q} {output:q} 2>&1 | tee -i {log:q}"

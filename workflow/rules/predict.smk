@@ -22,4 +22,4 @@ rule predict:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     shell:
         "scanbench predict {input.store:q} {input.split:q} {input.weights:q} {output.predictions:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"

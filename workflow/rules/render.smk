@@ -56,4 +56,4 @@ rule render:
         spec=lambda wildcards: plan.render_spec(config, wildcards.comparison),
     shell:
         "scanbench render --spec {params.spec:q} {input.scores:q} {input.scans:q} {input.store:q}"
-        " {input.split:q} $(dirname {output.summary:q}) 2>&1 | tee {log:q}"
+        " {input.split:q} $(dirname {output.summary:q}) 2>&1 | tee -i {log:q}"

@@ -17,4 +17,4 @@ rule split:
         spec=lambda wildcards: plan.split_spec(config, wildcards.split),
     shell:
         "scanbench split --dataset {wildcards.dataset:q} --split {wildcards.split:q}"
-        " --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee {log:q}"
+        " --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee -i {log:q}"

@@ -25,4 +25,4 @@ rule train:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
     shell:
         "scanbench train --spec {params.spec:q} {input.store:q} {input.split:q} {output.weights:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
