@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -115,7 +116,8 @@ def record(
     -------
     dict
         Keys `command`, `commit`, `dirty`, `config`, `inputs`, `seed`, `device`, `threads`,
-        `versions`, `started` (UTC, ISO 8601), `seconds` (wall, of this process) and `cpu_seconds`.
+        `versions`, `started` (UTC, ISO 8601), `seconds` (wall, of this process), `cpu_seconds` and
+        `peak_memory_mb` (largest resident memory of this process so far, in 2²⁰ bytes).
     """
     commit, dirty = git_state()
     return {
@@ -131,4 +133,11 @@ def record(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 3),
         "cpu_seconds": round(time.process_time() if cpu_seconds is None else cpu_seconds, 3),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory that this process ever had, in 2²⁰ bytes."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1 << (20 if sys.platform == "darwin" else 10))  # bytes there, KiB elsewhere

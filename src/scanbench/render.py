@@ -64,7 +64,7 @@ class Material:
     histories
         Experiment → the course of each run.
     costs
-        `experiment`, `parameters`, `cpu_seconds` (mean over the runs).
+        `experiment` and the columns of `tables.COSTS`, means over the runs.
     manifest, rejected
         Tables of ingest.
     split
@@ -218,9 +218,11 @@ def _read(
     costs = []
     for name in spec["experiments"]:
         histories[name] = []
-        parameters, seconds = [], []
+        spent = []
         for run in runs[name]:
-            model, train = _json(run / "model.json"), _json(run / "train.json")
+            model, train, predict = (
+                _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
+            )
             frame = _csv(run / "history.csv", HISTORY_COLUMNS)
             histories[name].append(
                 History(
@@ -230,9 +232,16 @@ def _read(
                     best_epoch=model.get("best_epoch"),
                 )
             )
-            parameters.append(model["parameters"])
-            seconds.append(train["cpu_seconds"])
-        costs.append((name, pd.Series(parameters).mean(), pd.Series(seconds).mean()))
+            spent.append(
+                {
+                    "parameters": model["parameters"],
+                    "operations": model["operations"],
+                    "cpu_seconds": train["cpu_seconds"],
+                    "peak_memory_mb": train["peak_memory_mb"],
+                    "predict_cpu_seconds": predict["cpu_seconds"],
+                }
+            )
+        costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
         classes=store.classes,
@@ -240,7 +249,7 @@ def _read(
         evaluation=_json(scores / "evaluate.json"),
         runs=runs,
         histories=histories,
-        costs=pd.DataFrame(costs, columns=["experiment", "parameters", "cpu_seconds"]),
+        costs=pd.DataFrame(costs),
         manifest=_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
         rejected=_csv(scans / "rejected.csv", "file reason"),
         split=_json(split),
@@ -320,6 +329,7 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
             confidence=_confidence(material),
         ),
         tables.class_table(metrics, material.experiments, material.classes),
+        tables.cost_table(material.costs),
         tables.pair_table(material.scores["pairs"]),
         tables.exclusion_table(material.manifest, material.rejected, material.split),
         tables.part_table(material.split["counts"], material.classes),

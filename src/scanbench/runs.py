@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from scanbench.errors import UserError
 from scanbench.files import replacing, sha256_of, write_json
@@ -76,6 +77,26 @@ def build_model(
 def resolved_options(study: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a model of a study, those not given at their defaults."""
     return importlib.import_module(f"scanbench.{study}.models").resolved_options(name, options)
+
+
+def operations(model: nn.Module, lines: int, pixels: int) -> int:
+    """Return the floating-point operations of a model's answers about one sample.
+
+    Counted are matrix products, convolutions and attention, a multiplication and an addition as two
+    operations, as PyTorch's counter does; what a model does to each number on its own is not.
+    """
+    sample = torch.zeros(1, lines, pixels), torch.tensor([lines])
+    training = model.training
+    model.eval()
+    # The fused LSTM of oneDNN is one step to the counter; without it, its products are seen.
+    with (
+        torch.inference_mode(),
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(*sample)
+    model.train(training)
+    return counter.get_total_flops()
 
 
 def save_run(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -225,6 +225,41 @@ def main_table(
     )
 
 
+#: Columns of what an experiment costs, each with its title.
+COSTS = {
+    "parameters": "Parameters",
+    "operations": "Operations per sample (10⁶)",
+    "cpu_seconds": "Training (CPU s per run)",
+    "peak_memory_mb": "Memory in training (MB)",
+    "predict_cpu_seconds": "Prediction (CPU s per run)",
+}
+
+
+def cost_table(costs: pd.DataFrame) -> ResultTable:
+    """Return what each experiment costs.
+
+    Parameters
+    ----------
+    costs
+        `experiment` and the keys of `COSTS`: means over the runs.
+    """
+    shown = [
+        {"Experiment": str(row["experiment"])}
+        | {
+            title: _count(row[key] / 1e6 if key == "operations" else row[key])
+            for key, title in COSTS.items()
+        }
+        for row in costs.to_dict("records")
+    ]
+    return ResultTable(
+        name="costs",
+        title="What each experiment costs. A sample is what a model sees at once: a scan, or a "
+        "window of one. Operations are those of its matrix products, convolutions and attention.",
+        raw=costs,
+        shown=_shown(shown),
+    )
+
+
 def class_table(
     metrics: pd.DataFrame, experiments: Sequence[str], classes: Sequence[str]
 ) -> ResultTable:

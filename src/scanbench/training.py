@@ -39,7 +39,7 @@ from scanbench.learning import (
     from_config,
     resolve_precision,
 )
-from scanbench.runs import AnswerTimes, build_model, resolved_options, save_run
+from scanbench.runs import AnswerTimes, build_model, operations, resolved_options, save_run
 from scanbench.split_file import read_split
 from scanbench.store import Store
 from scanbench.windows import WindowReader
@@ -385,6 +385,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "best_epoch": trained.best_epoch,
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
+            "operations": operations(model, lines, data.pixels),
         }
     with (
         replacing(out / "history.csv") as path,

@@ -191,10 +191,13 @@ def write(
                 }
             ).to_csv(run / "history.csv", index=False)  # fmt: skip
             best = int(epochs[-4]) if len(epochs) else None
-            model = {"model": name, "parameters": 1234567, "best_epoch": best}
+            model = {"model": name, "parameters": 1234567, "operations": 86_000_000}
+            model["best_epoch"] = best
             (run / "model.json").write_text(json.dumps(model))
             train = {"config": {"name": name, "fold": 0, "seed": seed}, "cpu_seconds": 61.5}
-            (run / "train.json").write_text(json.dumps({**train, "seconds": 70.2, "seed": seed}))
+            train |= {"seconds": 70.2, "seed": seed, "peak_memory_mb": 812.3}
+            (run / "train.json").write_text(json.dumps(train))
+            (run / "predict.json").write_text(json.dumps({"cpu_seconds": 4.2}))
 
         truth = label[used]
         mean = np.mean(p_final, axis=0)

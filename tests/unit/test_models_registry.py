@@ -17,7 +17,7 @@ from small_study import CLASSES, LINES, PIXELS, heights, spec
 from torch import Tensor, nn
 
 from scanbench.errors import UserError
-from scanbench.runs import AnswerTimes
+from scanbench.runs import AnswerTimes, operations
 from scanbench.tipstate import catalogue
 from scanbench.tipstate.models import build, names, resolved_options
 
@@ -224,3 +224,32 @@ def test_cnn_scan_judges_a_partial_scan_as_a_network_of_its_size_would(lines: in
     n_lines = torch.tensor([lines])
     with torch.no_grad():
         torch.testing.assert_close(large(x_BLP, n_lines), small(x_BLP[:, :lines], n_lines))
+
+
+def test_operations_are_those_of_a_count_by_hand() -> None:
+    # Per convolution: two operations for each weight at each place that it is used.
+    model = build("cnn-scan", {"widths": [8]}, LINES, PIXELS, C)
+    with torch.no_grad():
+        x_BLP = torch.zeros(1, LINES, PIXELS)
+        by_hand = 0
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+
+                def count(module: nn.Module, _: object, y: Tensor) -> None:
+                    nonlocal by_hand
+                    places = y[0, 0].numel() if y.ndim == 4 else 1
+                    by_hand += 2 * module.weight.numel() * places  # type: ignore[operator, union-attr]
+
+                module.register_forward_hook(count)
+        model.eval()(x_BLP, torch.tensor([LINES]))
+    assert by_hand > 0
+    found = operations(build("cnn-scan", {"widths": [8]}, LINES, PIXELS, C), LINES, PIXELS)
+    assert found == by_hand
+
+
+def test_operations_of_an_lstm_are_counted_and_the_model_is_left_as_it_was() -> None:
+    model = build("lrcn", spec("lrcn")["options"], LINES, PIXELS, C).train()
+    hidden, inputs = model.lstm.hidden_size, model.lstm.input_size
+    steps = len(model.answer_lines())
+    assert operations(model, LINES, PIXELS) > 2 * steps * 4 * hidden * (hidden + inputs)
+    assert model.training

@@ -19,7 +19,7 @@ FIGURES = {
     "calibration", "confusion", "dataset", "differences", "examples", "groups", "learning",
     "lines", "roc", "scans",
 }  # fmt: skip
-TABLES = {"audit", "classes", "exclusions", "main", "pairs", "split"}
+TABLES = {"audit", "classes", "costs", "exclusions", "main", "pairs", "split"}
 HOSTILE = "<script>alert(1)</script>"
 
 

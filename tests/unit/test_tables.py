@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -80,6 +81,17 @@ def test_the_best_experiment_stands_first_and_missing_facts_are_dashes() -> None
     assert made.shown["AUROC"][0] == "0.900 (0.800–1.000)"
     assert "simulated" in made.title
     assert "95%" in made.title
+
+
+def test_what_an_experiment_costs_is_told_in_whole_numbers() -> None:
+    costs = pd.DataFrame(
+        {
+            "experiment": ["a"], "parameters": [1234567.0], "operations": [86_400_000.0],
+            "cpu_seconds": [60.4], "peak_memory_mb": [812.3], "predict_cpu_seconds": [np.nan],
+        }
+    )  # fmt: skip
+    shown = tables.cost_table(costs).shown
+    assert list(shown.loc[0]) == ["a", "1,234,567", "86", "60", "812", "–"]
 
 
 def test_excluded_and_refused_scans_add_up() -> None:
