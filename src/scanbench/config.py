@@ -1,8 +1,8 @@
 """The configuration: defaults filled in, every key checked, one clear line for each mistake.
 
 The schema (`workflow/schemas/config.schema.yaml`) says what a key may hold; this module adds what a
-schema cannot say: that the names a comparison uses exist, that a model has the options it is given,
-that windows reach the last line, that numbers are finite.
+schema cannot say: what an experiment takes from its base, that the names a comparison uses exist,
+that a model has the options it is given, that windows reach the last line, that numbers are finite.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
         Naming the first wrong key, its value and the mend.
     """
     _check_finite(config, ())
-    filled = _checked(config, schema, schema, ())
+    filled = _checked(_with_bases(config), schema, schema, ())
     for name, experiment in filled["experiments"].items():
         where = ("experiments", name)
         for part in ("training", "augmentation"):
@@ -64,6 +64,40 @@ def _check_finite(value: Any, where: tuple[str, ...]) -> None:
             _check_finite(item, (*where, str(index)))
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config: {'.'.join(where)}: {value} is not a finite number; give one")
+
+
+def _with_bases(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration with each experiment's `base` replaced by what it takes from there.
+
+    What is not as the schema has it is left for the schema to refuse.
+    """
+    experiments = config.get("experiments")
+    if not isinstance(experiments, Mapping):
+        return config
+
+    def whole(name: str, above: tuple[str, ...]) -> Any:
+        experiment = experiments[name]
+        if not isinstance(experiment, Mapping) or not isinstance(experiment.get("base"), str):
+            return experiment
+        base, where = experiment["base"], f"config: experiments.{name}.base"
+        if base not in experiments:
+            raise UserError(f"{where}: no experiment {base!r}; {did_you_mean(base, experiments)}")
+        chain = (*above, name)
+        if base in chain:
+            circle = " → ".join((*chain[chain.index(base) :], base))
+            raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
+        own = {key: value for key, value in experiment.items() if key != "base"}
+        return _over(whole(base, chain), own)
+
+    return {**config, "experiments": {name: whole(name, ()) for name in experiments}}
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return mappings merged, as overlays are; anything else from `above`."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    keys = {**below, **above}
+    return {key: _over(below.get(key), above.get(key, below.get(key))) for key in keys}
 
 
 def _checked(value: Any, part: Schema, schema: Schema, where: tuple[str, ...]) -> Any:
@@ -195,6 +229,13 @@ def _check_references(config: Config) -> None:
                 raise UserError(
                     f"config: comparisons.{name}.{key}: no {key} {comparison[key]!r}; {hint}"
                 )
+        baseline = comparison["baseline"]
+        if baseline is not None and baseline not in comparison["experiments"]:
+            hint = did_you_mean(baseline, comparison["experiments"])
+            raise UserError(
+                f"config: comparisons.{name}.baseline: {baseline!r} is not one of its experiments; "
+                f"{hint}"
+            )
         for experiment in comparison["experiments"]:
             if experiment not in config["experiments"]:
                 hint = did_you_mean(experiment, config["experiments"])

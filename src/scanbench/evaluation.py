@@ -6,7 +6,7 @@ described in docs/formats.md ("tables/"), the statistics in docs/protocol.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -60,6 +60,9 @@ class Settings:
         Of the random numbers.
     metrics
         Metrics that pairs of experiments are tested on; the first is the main one.
+    baseline
+        An experiment that each other is compared with, and with nothing else; None compares all
+        pairs.
     classes, folds, seeds
         Where given, what store and predictions must hold.
     """
@@ -71,6 +74,7 @@ class Settings:
     ece_bins: int
     seed: int
     metrics: tuple[str, ...] = ("auroc", "balanced_accuracy")
+    baseline: str | None = None
     classes: tuple[str, ...] | None = None
     folds: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
@@ -255,6 +259,11 @@ def evaluate(
     settings = Settings.of(spec)
     if not predictions:
         raise UserError("evaluation: no experiment is listed: name at least one in the config")
+    if settings.baseline not in (None, *predictions):
+        raise UserError(
+            f"evaluation: baseline {settings.baseline!r} is not one of the experiments; "
+            f"{did_you_mean(str(settings.baseline), predictions)}"
+        )
     held_out = HeldOut.load(store, split)
     classes = held_out.classes
     if settings.classes not in (None, classes):
@@ -302,7 +311,7 @@ def evaluate(
         ),
     }
 
-    pairs = len(scored) * (len(scored) - 1) // 2
+    pairs = len(pairs_of(scored, settings.baseline))
     class_groups = {
         name: len(set(shared.group_N[shared.label_N == c])) for c, name in enumerate(classes)
     }
@@ -403,6 +412,16 @@ def _score(
     return _typed(pd.DataFrame(rows))[[*order, "seeds", "groups", "scans", "rows"]], scored
 
 
+def pairs_of(experiments: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:
+    """Return which experiments are compared, (a, b) for the difference a − b.
+
+    Every pair once, in the order given; or each experiment with the baseline, which is b.
+    """
+    if baseline is None:
+        return list(combinations(experiments, 2))
+    return [(name, baseline) for name in experiments if name != baseline]
+
+
 def _pairs(
     scored: Mapping[str, _Scored], unit_N: Ints, resamples: Resamples, settings: Settings
 ) -> pd.DataFrame:
@@ -411,7 +430,8 @@ def _pairs(
     columns = ["experiment_a", "experiment_b", "reading", "metric", "difference", "low", "high"]
     columns += ["p", "p_holm", "seeds", "groups", "scans"]
     rows: list[dict[str, Any]] = []
-    jobs = [(m, a, b) for m in settings.metrics for a, b in combinations(scored, 2)]
+    compared = pairs_of(scored, settings.baseline)
+    jobs = [(m, a, b) for m in settings.metrics for a, b in compared]
     for metric, a, b in tqdm(jobs, desc="paired tests", unit="test"):
         reading_a, reading_b = scored[a].reading, scored[b].reading
         difference, p = comparison.swap_test(

@@ -122,6 +122,7 @@ def evaluate_spec(config: Config, comparison: str) -> str:
             "dataset": wanted["dataset"],
             "split": wanted["split"],
             "experiments": wanted["experiments"],
+            "baseline": wanted["baseline"],
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
         }

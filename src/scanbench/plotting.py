@@ -757,7 +757,9 @@ def reliability(
 
 
 @styled
-def differences(pairs: pd.DataFrame, experiments: Sequence[str]) -> Sheet:
+def differences(
+    pairs: pd.DataFrame, experiments: Sequence[str], baseline: str | None = None
+) -> Sheet:
     """Draw a forest plot: for each pair of experiments the difference with its interval.
 
     A filled marker has p < 0.05 after Holm's correction, an open one has not.
@@ -768,6 +770,9 @@ def differences(pairs: pd.DataFrame, experiments: Sequence[str]) -> Sheet:
         `pairs.csv`; the scan reading is used.
     experiments
         Names, in the order shown.
+    baseline
+        If each experiment is compared with one, its name: differences then keep their sign, and
+        experiments their order.
     """
     rows = pairs[
         (pairs["reading"] == "scan")
@@ -779,14 +784,16 @@ def differences(pairs: pd.DataFrame, experiments: Sequence[str]) -> Sheet:
     if not names:
         return message("No differences to show: there is only one experiment.")
     first = rows[rows["metric"] == names[0]]
-    # Each pair is turned so that its first metric's difference is positive: one reads down the
-    # list from the largest to the smallest.
+    if baseline is None:
+        # Each pair is turned so that its first metric's difference is positive: one reads down the
+        # list from the largest to the smallest.
+        largest = first["difference"].abs().sort_values(ascending=False, kind="stable").index
+        first = first.reindex(largest)
     order: dict[frozenset[str], tuple[str, str]] = {}
-    for row in first.reindex(
-        first["difference"].abs().sort_values(ascending=False, kind="stable").index
-    ).itertuples():
+    for row in first.itertuples():
         a, b = str(row.experiment_a), str(row.experiment_b)
-        order[frozenset((a, b))] = (a, b) if float(row.difference) >= 0 else (b, a)  # type: ignore[arg-type]
+        keep = baseline is not None or float(row.difference) >= 0  # type: ignore[arg-type]
+        order[frozenset((a, b))] = (a, b) if keep else (b, a)
     labels = [f"{plain(a, 44)} − {plain(b, 44)}" for a, b in order.values()]
     place = {pair: i for i, pair in enumerate(order)}
     longest = max(len(label) for label in labels)

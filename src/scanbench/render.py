@@ -347,6 +347,7 @@ def _drawings(material: Material) -> list[Drawing]:
     scores, names, classes = material.scores, material.experiments, material.classes
     chance = {"auroc": 0.5, "balanced_accuracy": 1 / len(classes)}
     level = f"{_confidence(material):.0%}"
+    baseline = material.evaluation["settings"].get("baseline")
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
@@ -369,9 +370,13 @@ def _drawings(material: Material) -> list[Drawing]:
             title="Differences between experiments",
             caption=f"Difference of seed means with its {level} interval (paired bootstrap over "
             "groups and seeds), on whole scans. p: permutation that swaps the two experiments "
-            "group by group, after Holm's correction over all pairs; filled: p < 0.05. Each pair "
-            "is written so that its first difference is positive.",
-            figure=plotting.differences(scores["pairs"], names),
+            "group by group, after Holm's correction over the pairs shown; filled: p < 0.05. "
+            + (
+                f"Each experiment is compared with {baseline} only."
+                if baseline
+                else "Each pair is written so that its first difference is positive."
+            ),
+            figure=plotting.differences(scores["pairs"], names, baseline),
             inputs=["scores/pairs.csv"],
         ),
         Drawing(

@@ -105,6 +105,31 @@ def test_an_experiment_takes_what_it_leaves_out_from_the_top_level() -> None:
     assert resolved["experiments"]["vit-prefix"]["training"]["class_weights"] is False
 
 
+def test_an_experiment_takes_what_it_leaves_out_from_its_base() -> None:
+    config = copy.deepcopy(CONFIG)
+    config["experiments"] |= {
+        "wide": {"base": "causal-w20", "options": {"d_model": 512}},
+        "slow": {"base": "wide", "training": {"learning_rate": 1.0e-5}, "window": {"lines": 24}},
+        "whole": {"base": "slow", "window": None},
+    }
+    experiments = resolve(config, SCHEMA)["experiments"]
+    base, wide, slow, whole = (experiments[n] for n in ("causal-w20", "wide", "slow", "whole"))
+    assert wide == {**base, "options": {"d_model": 512}}
+    assert slow["window"] == {"lines": 24, "stride": base["window"]["stride"]}
+    assert slow["training"] == {**base["training"], "learning_rate": 1.0e-5}
+    assert slow["options"] == wide["options"]
+    assert whole == {**slow, "window": None}
+    # What a run depends on is what it is made of, not where that was written.
+    assert "base" not in wide
+
+
+def test_a_base_that_is_changed_changes_what_rests_on_it() -> None:
+    config = copy.deepcopy(CONFIG)
+    config["experiments"]["deep"] = {"base": "vit", "options": {"layers": 12}}
+    config["experiments"]["vit"]["training"] = {"epochs": 3}
+    assert resolve(config, SCHEMA)["experiments"]["deep"]["training"]["epochs"] == 3
+
+
 def test_whole_numbers_and_key_order_do_not_change_a_spec() -> None:
     other = copy.deepcopy(CONFIG)
     other["training"] = dict(reversed(other["training"].items()))
@@ -156,6 +181,25 @@ def test_every_overlay_resolves_with_the_configuration(overlay: Path) -> None:
         (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
         (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),
+        (
+            ("comparisons", "architectures", "baseline"),
+            "vit-prefx",
+            "config: comparisons.architectures.baseline: 'vit-prefx' is not one of its "
+            "experiments; did you mean 'vit-prefix'?",
+        ),
+        (
+            ("experiments", "vit"),
+            {"base": "casual-full"},
+            "config: experiments.vit.base: no experiment 'casual-full'; "
+            "did you mean 'causal-full'?",
+        ),
+        (
+            ("experiments", "vit"),
+            {"base": "vit"},
+            "config: experiments.vit.base: a circle (vit → vit); let one of them stand on its own",
+        ),
+        (("experiments", "vit"), {"base": 3}, "config: experiments.vit"),
+        (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),
         (
             ("datasets", "simulated", "simulate", "shares", "atom"),

@@ -6,6 +6,7 @@ import pytest
 from prediction_data import CLASSES, LINES, held_out, scans, table, write_split, write_store
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from scanbench.comparison import holm
 from scanbench.errors import UserError
 from scanbench.evaluation import EXAMPLES, evaluate, metrics_for
 from scanbench.files import sha256_of
@@ -248,6 +249,30 @@ def test_one_test_group_gives_figures_without_intervals(tmp_path):
     assert (tables["pairs"]["p"] == 1).all()
 
 
+def test_with_a_baseline_each_other_experiment_is_compared_with_it_alone(study):
+    every = study.evaluate()["pairs"]
+    against = study.evaluate(baseline="rolling")["pairs"]
+    for metric, family in against.groupby("metric"):
+        assert family["experiment_a"].tolist() == ["whole", "windows"]
+        assert set(family["experiment_b"]) == {"rolling"}
+        # Holm over two tests instead of three.
+        assert family["p_holm"].tolist() == pytest.approx(holm(family["p"].tolist()))
+        for row in family.itertuples():
+            names = {row.experiment_a, row.experiment_b}
+            same = every[
+                (every["metric"] == metric)
+                & every["experiment_a"].isin(names)
+                & every["experiment_b"].isin(names)
+            ].iloc[0]
+            sign = 1 if same["experiment_a"] == row.experiment_a else -1
+            assert row.difference == pytest.approx(sign * same["difference"])
+            assert row.p == same["p"]
+            assert sorted((row.low, row.high)) == pytest.approx(
+                sorted((sign * same["low"], sign * same["high"]))
+            )
+    assert json.loads((study.folder / "tables/evaluate.json").read_text())["pairs"] == 2
+
+
 def test_one_experiment_has_no_pairs(study):
     study.tables = {"rolling": study.tables["rolling"]}
     assert study.evaluate()["pairs"].empty
@@ -304,6 +329,7 @@ def test_a_failed_evaluation_leaves_the_old_tables_alone(study):
         ({"bootsrap": 10}, "'bootsrap' is unknown; did you mean 'bootstrap'"),
         ({"bootstrap": 0}, "bootstrap is 0"),
         ({"confidence": 95}, "confidence is 95"),
+        ({"baseline": "wole"}, "baseline 'wole' is not one of the experiments; did you mean"),
         ({"lines": [0, 8]}, "lines: 0"),
         ({"metrics": ["aurocc"]}, "'aurocc' cannot be tested; did you mean 'auroc'"),
         ({"classes": ["atoms", "rows"]}, "are not those of"),

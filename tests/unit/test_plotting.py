@@ -169,6 +169,21 @@ def test_a_pair_is_turned_so_that_the_larger_comes_first() -> None:
     assert dot.get_xdata()[0] == pytest.approx(0.1)
 
 
+def test_against_a_baseline_differences_keep_their_sign_and_order() -> None:
+    table = pairs(("worse", "better", "base"))
+    table = table[table["experiment_b"] == "base"]
+    figure = plotting.differences(table, ("worse", "better", "base"), baseline="base")
+    [first] = table["metric"].unique()[:1]
+    dots = [line for line in figure.body.axes[0].lines if line.get_marker() == "o"]
+    assert [t.get_text() for t in figure.body.axes[0].get_yticklabels()] == [
+        "worse − base",
+        "better − base",
+    ]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(
+        table.loc[table["metric"] == first, "difference"].tolist()
+    )
+
+
 def test_confusion_shows_shares_of_the_true_class_and_counts() -> None:
     table = pd.DataFrame(
         [("m", 0, "a", "a", 3), ("m", 1, "a", "a", 3), ("m", 0, "a", "b", 2)],
