@@ -97,7 +97,7 @@ def predict(args: Arguments) -> None:
     """Write every held-out prediction of a run."""
     from scanbench.prediction import predict
 
-    predict(args.store, args.split, args.weights.parent, args.out)
+    predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
 
 
 def evaluate(args: Arguments) -> None:
@@ -256,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
         },
     )
-    command(
+    predicted = command(
         "predict",
         predict,
         {
@@ -265,6 +265,11 @@ def parser() -> argparse.ArgumentParser:
             "out": "table of predictions to write (Parquet)",
         },
         spec=False,
+    )
+    predicted.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="predict the scans without label of the tested groups, instead of the test part",
     )
     scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
     drawn = command(

@@ -7,9 +7,10 @@ C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from scanbench.split_file import read_split
 from scanbench.store import FloatArray, Store
 from scanbench.windows import WindowIndex
 
-__all__ = ["Answers", "load_run", "predict", "predict_arrays"]
+__all__ = ["Answers", "load_run", "predict", "predict_arrays", "unlabelled_scans"]
 
 #: Samples that go through a model at once. A constant, so that the same scans give the same bytes.
 BATCH = 64
@@ -175,8 +176,15 @@ def _fallback(
     )
 
 
-def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Path) -> None:
-    """Write every held-out prediction of a run, and `predict.json` beside the table.
+def predict(
+    store: str | Path,
+    split: str | Path,
+    run: str | Path,
+    out: str | Path,
+    *,
+    unlabelled: bool = False,
+) -> None:
+    """Write every held-out prediction of a run, and its provenance beside the table.
 
     Parameters
     ----------
@@ -186,6 +194,10 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
         Folder of a trained run.
     out
         The Parquet file to write; the same input gives the same bytes on the same machine.
+        Provenance goes into `predict.json`, or `NAME.json` for scans without label.
+    unlabelled
+        Predict the scans without label of the tested groups instead of the test part; see
+        `unlabelled_scans`.
 
     Raises
     ------
@@ -200,7 +212,7 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(meta["training"]["num_threads"])
     with Store(store) as data:
-        folds = read_split(split, data)["folds"]
+        document = read_split(split, data)
         for path, key, sha256 in (
             (store, "store_sha256", data.sha256),
             (split, "split_sha256", sha256_of(split)),
@@ -210,8 +222,12 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
                     f"{run / META}: was trained with another file than {path} ({key}); give the "
                     "one that it was trained with, or train again"
                 )
-        test = np.sort(data.index_of(folds[meta["fold"]]["test"]))
-        blocks = [test[begin : begin + BLOCK] for begin in range(0, len(test), BLOCK)]
+        test = (
+            unlabelled_scans(data, document, meta["fold"])
+            if unlabelled
+            else np.sort(data.index_of(document["folds"][meta["fold"]]["test"]))
+        )
+        blocks = [test[begin : begin + BLOCK] for begin in range(0, max(1, len(test)), BLOCK)]
         title = f"predict {meta['name']} fold {meta['fold']} seed {meta['seed']}"
         found = []
         for block in tqdm(blocks, desc=title, unit="block"):
@@ -232,7 +248,24 @@ def predict(store: str | Path, split: str | Path, run: str | Path, out: str | Pa
         started=started,
         device=torch.cuda.get_device_name() if device == "cuda" else None,
     )
-    write_json(out.with_name("predict.json"), record)
+    write_json(out.with_suffix(".json") if unlabelled else out.with_name("predict.json"), record)
+
+
+def unlabelled_scans(data: Store, split: Mapping[str, Any], fold: int) -> NDArray[np.int64]:
+    """Return the scans without label of the groups that a fold tests, by their place in the store.
+
+    Such a scan stands in no part. It is held out where its group is: a group with a scan in the
+    training or validation part, as in a random split, gives none. Scans have at least the lines
+    that the split asks for.
+    """
+    parts = split["folds"][fold]
+    tested, used = (
+        {str(group) for name in names for group in data.group[data.index_of(parts[name])]}
+        for names in (("test",), ("train", "validation"))
+    )
+    held_out = np.isin(data.group.astype(str), sorted(tested - used))
+    least = max(1, int(split["config"].get("min_lines", 1)))
+    return np.flatnonzero(held_out & (data.label < 0) & (data.n_lines >= least))
 
 
 def answer_table(

@@ -311,7 +311,7 @@ class Store:
         elif normalisation is not None:
             mean = self.statistics[f"{normalisation}_mean"][indices]
             std = self.statistics[f"{normalisation}_std"][indices]
-            shape = (len(indices), -1, 1)
+            shape = (*mean.shape, 1, 1)[:3]
             out -= mean.reshape(shape)
             out /= std.reshape(shape)
             if normalisation == "scan":

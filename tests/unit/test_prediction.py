@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ import small_study
 from small_study import CLASSES, LINES, ids, spec
 
 from scanbench.errors import UserError
+from scanbench.files import sha256_of
 from scanbench.prediction import load_run, predict, predict_arrays
 from scanbench.predictions import HeldOut, read_experiment
 from scanbench.store import Store
@@ -62,6 +65,41 @@ def test_the_table_is_what_evaluation_wants(
     again = tmp_path / "again.parquet"
     predict(*study, runs[model], again)
     assert out.read_bytes() == again.read_bytes()
+
+
+def test_scans_without_label_are_predicted_where_their_whole_group_is_held_out(
+    runs: dict[str, Path], tmp_path: Path, study: tuple[Path, Path]
+) -> None:
+    store, split = small_study.make(tmp_path / "study")
+    document = json.loads(split.read_text())
+    tested = document["folds"][1]["test"]
+    with h5py.File(store, "r+") as file:
+        file["label"][:] = np.where(np.isin(file["scan_id"].asstr()[:], tested[::3]), -1, 0)
+        lines = dict(zip(file["scan_id"].asstr()[:], file["n_lines"][:], strict=True))
+    sha256 = sha256_of(store)
+    for fold in document["folds"]:
+        for part, names in fold.items():
+            fold[part] = [name for name in names if name not in tested[::3]]
+    for least, random in ((1, False), (LINES, False), (1, True)):
+        changed = json.loads(json.dumps(document | {"store_sha256": sha256}))
+        changed["config"] = {"min_lines": least}
+        if random:  # one scan of each tested group is trained on
+            fold = changed["folds"][1]
+            fold["train"] += fold["test"][::2]
+            fold["test"] = fold["test"][1::2]
+        split.write_text(json.dumps(changed))
+        run = tmp_path / f"run{least}{random}"
+        shutil.copytree(runs["causal"], run)
+        meta = json.loads((run / "model.json").read_text())
+        meta |= {"store_sha256": sha256, "split_sha256": sha256_of(split)}
+        (run / "model.json").write_text(json.dumps(meta))
+        predict(store, split, run, run / "unlabelled.parquet", unlabelled=True)
+        table = pd.read_parquet(run / "unlabelled.parquet")
+        wanted = {name for name in tested[::3] if lines[name] >= least and not random}
+        assert set(table["scan_id"]) == wanted
+        assert set(table["label"]) <= {-1}
+        assert json.loads((run / "unlabelled.json").read_text())["inputs"]
+        assert not (run / "predict.json").exists()
 
 
 def test_a_run_answers_only_about_the_split_and_the_store_that_it_was_trained_with(
