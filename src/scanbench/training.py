@@ -413,8 +413,9 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
 
 
 def fitted_numbers(model: nn.Module) -> int:
-    """Return how many numbers training finds: parameters, or what `fit` keeps in buffers."""
-    fitted = model.buffers() if hasattr(model, "fit") else model.parameters()
+    """Return how many numbers training finds: parameters, and what `fit` keeps in buffers."""
+    fitted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fitted += model.buffers() if hasattr(model, "fit") else []
     return sum(tensor.numel() for tensor in fitted)
 
 
