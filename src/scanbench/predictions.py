@@ -7,7 +7,7 @@ compared on equal rows:
 `scan`
     one final answer per seed and scan;
 `lines`
-    the latest answer that each scan had by line n, for a scan that is still running;
+    the answer that each scan had by line n, for a scan that is still running;
 `window`
     each window on its own, for models that are trained on windows.
 """
@@ -339,38 +339,30 @@ def scan_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading:
     stride; else the last ones, fewer than a stride, are in no window.
     """
     columns = class_columns(classes)
-    final = table[table["final"]]
-    key = ["seed", "scan_id"]
-    if final.duplicated(key).any():
-        mean = final.groupby(key, sort=False)[columns].mean()
-        rows = (
-            final.drop_duplicates(key)
-            .drop(columns=columns)
-            .merge(_settled(mean).reset_index(), on=key, validate="one_to_one")
-        )
-        final = rows.assign(first_line=0)
-    return _stack(final, columns, "scan", None)
+    return _stack(_mean_of_windows(table[table["final"]], columns), columns, "scan", None)
 
 
 def lines_reading(table: pd.DataFrame, classes: Sequence[str], lines: int) -> Reading | None:
-    """Read the latest answer that each scan had by line `lines`, or None where one had none.
+    """Read the answer that each scan had by line `lines`, or None where one had none.
 
-    Only answers with `lines_seen` ≤ `lines` count, so a scan that is shorter keeps its last.
-    Windows count once they have ended: an answer inside a window rests on fewer lines, in turn few
-    and many as one window follows another, and a model trained on its last answer never learned to
-    give it. Where two windows end at the same line, the one that began earlier, and so saw more,
-    counts.
+    That is the latest answer with `lines_seen` ≤ `lines`, so a scan that is shorter keeps its last.
+    For a model that sees windows it is the mean over the windows that have ended by then, as in the
+    scan reading, which is where it arrives. An answer inside a window does not count: it rests on
+    fewer lines, in turn few and many as one window follows another, and a model trained on its last
+    answer never learned to give it.
     """
-    seen = table[table["final"]] if is_windowed(table) else table
+    columns = class_columns(classes)
+    windowed = is_windowed(table)
+    seen = table[table["final"]] if windowed else table
     seen = seen[seen["lines_seen"] <= lines]
     key = ["seed", "scan_id"]
-    ordered = seen.sort_values(
-        [*key, "lines_seen", "first_line"], ascending=[True, True, True, False], kind="stable"
-    )
-    latest = ordered.drop_duplicates(key, keep="last")
-    if len(latest) < len(table.drop_duplicates(key)):
+    if windowed:
+        answers = _mean_of_windows(seen, columns)
+    else:
+        answers = seen.sort_values([*key, "lines_seen"]).drop_duplicates(key, keep="last")
+    if len(answers) < len(table.drop_duplicates(key)):
         return None
-    return _stack(latest.assign(first_line=0), class_columns(classes), "lines", lines)
+    return _stack(answers.assign(first_line=0), columns, "lines", lines)
 
 
 def window_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading | None:
@@ -384,6 +376,20 @@ def window_reading(table: pd.DataFrame, classes: Sequence[str]) -> Reading | Non
     if not is_windowed(table):
         return None
     return _stack(table[table["final"]], class_columns(classes), "window", None)
+
+
+def _mean_of_windows(final: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return one row per seed and scan: the mean of its final answers, where it has several."""
+    key = ["seed", "scan_id"]
+    if not final.duplicated(key).any():
+        return final
+    mean = final.groupby(key, sort=False)[columns].mean()
+    rows = (
+        final.drop_duplicates(key)
+        .drop(columns=columns)
+        .merge(_settled(mean).reset_index(), on=key, validate="one_to_one")
+    )
+    return rows.assign(first_line=0)
 
 
 def _settled(p: pd.DataFrame) -> pd.DataFrame:

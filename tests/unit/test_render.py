@@ -113,7 +113,7 @@ def test_a_mistake_is_one_line_and_leaves_no_record(
     assert named.startswith("key") or not (tmp_path / "out" / "render.json").exists()
 
 
-def test_windows_answer_when_they_end_and_of_two_the_one_that_saw_more() -> None:
+def test_windows_answer_when_they_end_with_the_mean_of_those_so_far() -> None:
     """As the evaluation reads them; an answer inside a window does not count."""
     table = pd.DataFrame(
         {"scan_id": "s", "seed": 0, "first_line": [10, 0, 0, 15], "lines_seen": [20, 20, 5, 18],
@@ -121,7 +121,8 @@ def test_windows_answer_when_they_end_and_of_two_the_one_that_saw_more() -> None
     )  # fmt: skip
     answers = line_answers(table, "s", CLASSES)
     assert list(answers.index) == [18, 20]
-    assert answers.loc[20, CLASSES[1]] == 1
+    assert answers.loc[18, CLASSES[3]] == 1
+    assert answers.loc[20].to_numpy() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
 
 
 def test_a_scan_that_is_followed_from_its_first_line_shows_every_answer() -> None:

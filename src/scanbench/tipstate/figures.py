@@ -119,10 +119,13 @@ def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]
     rows = predictions[predictions["scan_id"] == scan_id].sort_values(
         ["first_line", "lines_seen"], kind="stable"
     )
+    columns = [f"p_{c}" for c in classes]
     if is_windowed(predictions):
         rows = rows.drop_duplicates(["seed", "first_line"], keep="last")
-    rows = rows.drop_duplicates(["seed", "lines_seen"], keep="first")
-    columns = [f"p_{c}" for c in classes]
+        rows = rows.sort_values(["seed", "lines_seen"], kind="stable")
+        so_far = rows.groupby("seed", sort=False)[columns].expanding().mean()
+        rows = rows.assign(**{c: so_far[c].to_numpy() for c in columns})
+        rows = rows.drop_duplicates(["seed", "lines_seen"], keep="last")
     mean = rows.groupby("lines_seen")[columns].mean().sort_index()
     return mean.set_axis(list(classes), axis=1)
 
@@ -187,7 +190,7 @@ def scan_answers(
     """Draw scans with a model's answers beside them, line by line.
 
     Beside each scan the probabilities of all classes are stacked along the same axis of lines: at
-    the height of a line stands the latest answer given when that line had been measured.
+    the height of a line stands the answer given when that line had been measured.
 
     Parameters
     ----------
@@ -456,7 +459,7 @@ def drawings(material: Material) -> list[Drawing]:
             title="Right and wrong answers, line by line",
             caption=f"The most confident right and wrong answer of {experiment} for each class. "
             f"Scans stand {order}. Beside each are the probabilities (mean over seeds) of the "
-            "latest answer given when that line had been measured; hatched: no answer yet; dashed: "
+            "answer given when that line had been measured; hatched: no answer yet; dashed: "
             "line of a known tip change. Scans aborted very early are drawn taller than they are.",
             figure=scan_answers(_examples(material, experiment), material.classes, experiment),
             inputs=[
