@@ -1,18 +1,22 @@
 """`causal`: a causal transformer over scan lines, answering after every line.
 
 Shape suffixes: B batch, L lines, P pixels, N = B·L lines of all scans of a batch, F features and
-Q columns of the tokenizer, D model width, C classes.
+Q columns of the tokenizer, D model width, C classes. In a step: Y layers, H heads, S lines kept,
+K width of a head, T = 1 token.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from scanbench.tipstate.models._transformer import Block, check_transformer
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,7 @@ class Model(nn.Module):
     def __init__(self, options: Options, *, lines: int, pixels: int, classes: int) -> None:
         super().__init__()
         self.lines = lines
+        self.options = options
         self.tokenizer = Tokenizer(options)
         self.register_buffer(
             "positions_LD", sinusoidal_positions(lines, options.d_model), persistent=False
@@ -167,3 +172,64 @@ class Model(nn.Module):
         for block in self.blocks:
             token_BLD = block(token_BLD, self.mask_LL, causal=self.mask_LL is None)
         return self.head(self.norm(token_BLD)).float()
+
+    @property
+    def reach(self) -> int:
+        """Lines that a layer looks at, the newest included."""
+        return min(self.options.attention_window or self.lines, self.lines)
+
+    def initial_state(self) -> State:
+        """Return what `step` needs before the first line.
+
+        Returns
+        -------
+        dict
+            `seen`, int64 [1]: lines so far. `keys` and `values` [Y, H, S, K] of the last
+            S = `reach` − 1 lines, the newest last; what lies before the first line is never read.
+        """
+        heads, width = self.options.heads, self.options.d_model // self.options.heads
+        cache = torch.zeros(self.options.layers, heads, self.reach - 1, width)
+        return {
+            "seen": torch.zeros(1, dtype=torch.int64),
+            "keys": cache,
+            "values": cache.clone(),
+        }
+
+    def step(self, line_P: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, State]:
+        """Answer after one more line: what `forward` in evaluation says there.
+
+        Keys and values of earlier lines come from the state, so that a line costs one token. All
+        shapes are fixed and nothing branches, so that a step can be exported.
+
+        Parameters
+        ----------
+        line_P
+            The next line, normalised.
+        state
+            From `initial_state` or the step before; not changed. It takes at most `lines` lines.
+
+        Returns
+        -------
+        logits_C : Tensor
+        answered : Tensor
+            Whether the logits are an answer, bool [1]; always true.
+        state : dict
+        """
+        seen = state["seen"]
+        position_1D = self.positions_LD.index_select(0, seen)
+        token_BTD = self.tokenizer(line_P[None, None]) + position_1D
+        # Of the lines kept, the newest last, so many have been measured.
+        exists_S = torch.arange(self.reach, device=seen.device) >= self.reach - 1 - seen
+        keys, values = [], []
+        for k, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            query, key, value = block.attention.project(block.attention_norm(token_BTD))
+            key = torch.cat([state["keys"][k, None], key], dim=2)
+            value = torch.cat([state["values"][k, None], value], dim=2)
+            keys.append(key[0, :, 1:])
+            values.append(value[0, :, 1:])
+            token_BTD = token_BTD + block.attention.attend(query, key, value, exists_S[None])
+            token_BTD = token_BTD + block.ffn(block.ffn_norm(token_BTD))
+        logits_C = self.head(self.norm(token_BTD)).float()[0, 0]
+        after = {"seen": seen + 1, "keys": torch.stack(keys), "values": torch.stack(values)}
+        return logits_C, torch.ones_like(seen, dtype=torch.bool), after

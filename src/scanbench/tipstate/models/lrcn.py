@@ -11,12 +11,14 @@ scan then goes through the network once, instead of once for every window that a
 the same result.
 
 Shape suffixes: B batch, N windows of all scans of a batch, L lines, P pixels, W lines of a window,
-R rows of features, Q columns of features, F features, T windows of a scan (= answers), C classes.
+R rows of features, Q columns of features, F features, T windows of a scan (= answers), C classes,
+H width of the LSTM.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KERNEL = 3
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,9 @@ def window_features_shared(cnn: nn.Module, x_BLP: Tensor, options: Options) -> T
     feature_BFRQ = cnn(as_images(x_BLP))
     row_stride = options.stride // math.prod(options.slow_pooling)
     feature_BFTQ = F.avg_pool2d(feature_BFRQ, (options.window_rows, 1), (row_stride, 1))
-    return columns_to_features(feature_BFTQ)
+    # A window's last lines may fill no row: rows can suffice for a window that is not measured yet.
+    windows = (x_BLP.shape[1] - options.window) // options.stride + 1
+    return columns_to_features(feature_BFTQ[:, :, :windows])
 
 
 class Model(nn.Module):
@@ -193,6 +199,7 @@ class Model(nn.Module):
             )
         self.options = options
         self.lines = lines
+        self.pixels = pixels
         self.cnn = convolutions(options)
         self.dropout = nn.Dropout(options.dropout)
         self.lstm = nn.LSTM(2 * options.channels[-1], options.hidden, batch_first=True)
@@ -219,3 +226,98 @@ class Model(nn.Module):
         feature_BTF = self.dropout(self.window_features(x_BLP))
         state_BTH, _ = self.lstm(feature_BTF)
         return self.head(self.dropout(state_BTH)).float()
+
+    def stages(self) -> Iterator[tuple[nn.Conv2d, ChannelNorm, int]]:
+        """Yield each convolution, the norm after it, and its pooling along the slow axis."""
+        modules = list(self.cnn)
+        for depth, factor in enumerate(self.options.slow_pooling):
+            convolution, norm = modules[4 * depth], modules[4 * depth + 2]
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(norm, ChannelNorm)
+            yield convolution, norm, factor
+
+    def initial_state(self) -> State:
+        """Return what `step` needs before the first line.
+
+        Returns
+        -------
+        dict
+            `seen`, int64 [1]: lines so far. Rows of features that later ones need, the newest
+            last: `convolved_<k>` [F, 2, Q], the inputs of a convolution, and `pooled_<k>`
+            [F, factor − 1, Q], its outputs that wait to be pooled; `window` [F, R, Q], the rows of
+            the newest window. `hidden` and `cell` [1, H] of the LSTM. Where windows
+            do not start on the grid of the pooling, `window` [W − 1, P] holds lines instead.
+        """
+        options = self.options
+        state = {"seen": torch.zeros(1, dtype=torch.int64)}
+        if options.stride % math.prod(options.slow_pooling):
+            state["window"] = torch.zeros(options.window - 1, self.pixels)
+        else:
+            columns, features = self.pixels, 1
+            for k, (convolution, _, factor) in enumerate(self.stages()):
+                state[f"convolved_{k}"] = torch.zeros(features, KERNEL - 1, columns)
+                columns, features = columns // 2, convolution.out_channels
+                state[f"pooled_{k}"] = torch.zeros(features, factor - 1, columns)
+            state["window"] = torch.zeros(features, options.window_rows, columns)
+        state["hidden"] = torch.zeros(1, options.hidden)
+        state["cell"] = torch.zeros(1, options.hidden)
+        return state
+
+    def step(self, line_P: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, State]:
+        """Answer after one more line: what `forward` in evaluation says there.
+
+        Each line adds one row to each layer, so the work is the same at every line. All shapes are
+        fixed and nothing branches, so that a step can be exported: a row that is not due by the
+        pooling, or an answer that is not due by the stride, is computed and left out of the state.
+
+        Parameters
+        ----------
+        line_P
+            The next line, normalised.
+        state
+            From `initial_state` or the step before; not changed.
+
+        Returns
+        -------
+        logits_C : Tensor
+        answered : Tensor
+            Whether a window ends here, so that the logits are an answer, bool [1].
+        state : dict
+        """
+        options, seen = self.options, state["seen"] + 1
+        after = {"seen": seen}
+        if options.stride % math.prod(options.slow_pooling):
+            lines_WP = torch.cat([state["window"], line_P[None]])
+            after["window"] = lines_WP[1:]
+            feature_1F = window_features_plain(self.cnn, lines_WP[None], options)[0]
+        else:
+            feature_1F = self._newest_window(line_P, state, after)
+        answered = (seen >= options.window) & ((seen - options.window) % options.stride == 0)
+        read_1H, (hidden_1H, cell_1H) = self.lstm(feature_1F, (state["hidden"], state["cell"]))
+        after["hidden"] = torch.where(answered, hidden_1H, state["hidden"])
+        after["cell"] = torch.where(answered, cell_1H, state["cell"])
+        return self.head(read_1H).float()[0], answered, after
+
+    def _newest_window(self, line_P: Tensor, state: Mapping[str, Tensor], after: State) -> Tensor:
+        """Return the features of the window that ends at this line, [1, 2·F], and fill `after`.
+
+        At a line where no window ends, they mean nothing.
+        """
+        seen = state["seen"] + 1
+        # Row n of a layer is known when `needed` + n · `period` lines have been seen.
+        needed, period = 1, 1
+        due = torch.ones_like(seen, dtype=torch.bool)
+        row_FRQ = line_P[None, None]
+        for k, (convolution, norm, factor) in enumerate(self.stages()):
+            input_FRQ = torch.cat([state[f"convolved_{k}"], row_FRQ], dim=1)
+            after[f"convolved_{k}"] = torch.where(due, input_FRQ[:, 1:], state[f"convolved_{k}"])
+            row_FRQ = F.max_pool2d(convolution(input_FRQ[None]), (1, 2))[0]
+            group_FRQ = torch.cat([state[f"pooled_{k}"], row_FRQ], dim=1)
+            after[f"pooled_{k}"] = torch.where(due, group_FRQ[:, 1:], state[f"pooled_{k}"])
+            row_FRQ = F.relu(norm(group_FRQ.amax(1, keepdim=True)[None]))[0]
+            needed += (KERNEL - 1 + factor - 1) * period
+            period *= factor
+            due = (seen - needed) % period == 0
+        window_FRQ = torch.cat([state["window"][:, 1:], row_FRQ], dim=1)
+        after["window"] = torch.where(due, window_FRQ, state["window"])
+        return columns_to_features(after["window"].mean(1)[None, :, None])[0]
