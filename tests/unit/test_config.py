@@ -14,6 +14,7 @@ from scanbench.config import resolve
 from scanbench.errors import UserError
 from scanbench.learning import Settings
 from scanbench.splits import DEFAULTS
+from scanbench.tipstate import catalogue
 from scanbench.tipstate.ingest import IngestOptions
 from scanbench.tipstate.labels import ScoreSheet
 from scanbench.tipstate.simulate import Spec
@@ -157,15 +158,105 @@ def test_runs_are_every_experiment_fold_and_seed_once() -> None:
     assert len(runs) == len(set(runs)) == len(wanted["experiments"]) * 5 * len(wanted["seeds"])
 
 
-@pytest.mark.parametrize("overlay", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_overlay_resolves_with_the_configuration(overlay: Path) -> None:
+def with_overlays(*names: str) -> Any:
+    """Return the configuration under overlays, merged as Snakemake does."""
+
     def merged(below: Any, above: Any) -> Any:
         if isinstance(below, dict) and isinstance(above, dict):
             return {k: merged(below.get(k), above.get(k, below.get(k))) for k in below | above}
         return above
 
-    config = merged(CONFIG, yaml.safe_load(overlay.read_text("utf-8")))
+    config = CONFIG
+    for name in names:
+        config = merged(config, yaml.safe_load((ROOT / "config" / name).read_text("utf-8")))
+    return config
+
+
+def layers(overlay: str) -> list[str]:
+    """Give the overlays that one needs: that of a small size rests on the one of full size."""
+    below = overlay.replace("-small.yaml", ".yaml")
+    return sorted({below, overlay} if (ROOT / "config" / below).is_file() else {overlay}, key=len)
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_overlay_resolves_with_the_configuration(overlay: str) -> None:
+    config = with_overlays(*layers(overlay))
     assert resolve(config, SCHEMA)["targets"] == config["targets"]
+
+
+ABLATIONS = ["ablations.yaml", "ablations-small.yaml"]
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return every value with the keys that lead to it."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for key, item in value.items() for k, v in leaves(item, (*path, key)).items()}
+
+
+def changed(experiment: dict, base: dict) -> set[tuple[str, ...]]:
+    one, other = leaves(experiment), leaves(base)
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+
+
+@pytest.mark.parametrize("overlay", ABLATIONS)
+def test_the_fixes_of_the_ladder_are_apart_and_make_vit_together(overlay: str) -> None:
+    experiments = resolve(with_overlays(*layers(overlay)), SCHEMA)["experiments"]
+    prefix, vit = experiments["vit-prefix"], experiments["vit"]
+    names = ["weights", "normalisation", "rate", "outputs", "layers", "regularisation"]
+    alone = [changed(experiments[f"fix-{name}"], prefix) for name in names]
+    assert sum(map(len, alone)) == len(set().union(*alone))
+    # The last of both models' layers, and the name, are all that is left of the difference.
+    left = {("model",), ("options", "outputs"), ("options", "layers")}
+    assert set().union(*alone) | left == changed(vit, prefix) | left
+    before = experiments["fix-weights"]
+    for name, fix in zip(names[1:-1], alone[1:-1], strict=True):
+        step = experiments[f"to-{name}"]
+        assert changed(step, before) == fix
+        assert all(leaves(step)[key] == leaves(experiments[f"fix-{name}"])[key] for key in fix)
+        before = step
+    for part in ("normalisation", "window"):
+        assert before[part] == vit[part]
+    regularised = experiments["fix-regularisation"]
+    assert (
+        before["training"] | {"weight_decay": regularised["training"]["weight_decay"]}
+        == (vit["training"])
+    )
+    assert regularised["augmentation"] == vit["augmentation"]
+    assert before["options"]["outputs"] == 0
+    defaults = catalogue.option_fields("vit")
+    assert before["options"]["layers"] == vit["options"].get("layers", defaults["layers"][1])
+
+
+@pytest.mark.parametrize("overlay", ABLATIONS)
+def test_no_two_experiments_of_an_ablation_are_the_same(overlay: str) -> None:
+    config = resolve(with_overlays(*layers(overlay)), SCHEMA)
+    for target in config["targets"]:
+        wanted = config["comparisons"][target]["experiments"]
+        whole = [plan.canonical_json(with_defaults(config["experiments"][n])) for n in wanted]
+        assert len(set(whole)) == len(wanted), target
+
+
+def with_defaults(experiment: dict) -> dict:
+    fields = catalogue.option_fields(experiment["model"])
+    return {**experiment, "options": {k: v for k, (_, v) in fields.items()} | experiment["options"]}
+
+
+@pytest.mark.parametrize("overlay", ABLATIONS)
+def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
+    config = resolve(with_overlays(*layers(overlay)), SCHEMA)
+    experiments = config["experiments"]
+    for lines in (10, 20, 30, 40, 128):
+        lrcn, causal = experiments[f"lrcn-alone-w{lines}"], experiments[f"causal-w{lines}"]
+        assert lrcn["window"] == causal["window"]
+        assert lrcn["options"]["window"] == lines
+        assert lrcn["training"]["max_scans"] == causal["training"]["max_scans"]
+        assert lrcn["training"]["answers"] == causal["training"]["answers"] == "last"
+    shown = config["comparisons"]["equal-information"]["experiments"][1:]
+    assert len({plan.canonical_json(experiments[name]["window"]) for name in shown}) == 1
+    for name in config["comparisons"]["rolling"]["experiments"][:-1]:
+        options = experiments[name]["options"]
+        assert (128 - options["window"]) % options["stride"] == 0, "the last line must be seen"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import pytest
 from conftest import ROOT, Project
@@ -10,10 +11,40 @@ from conftest import ROOT, Project
 pytestmark = pytest.mark.workflow
 
 
+# Experiments of the twelve ablations together; some stand in several of them.
+ABLATIONS = 58
+
+
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_plans(project: Project, overlay: str) -> None:
-    done = project.run("snakemake", "--dry-run", "--configfile", "config.yaml", f"config/{overlay}")
+    done = project.run("snakemake", "--dry-run", "--configfile", "config.yaml", *layers(overlay))
     assert "train" in done.stdout + done.stderr
+
+
+def layers(overlay: str) -> list[str]:
+    """Give the overlays that one needs: that of a small size rests on the one of full size."""
+    below = overlay.replace("-small.yaml", ".yaml")
+    whole = {below, overlay} if (ROOT / "config" / below).is_file() else {overlay}
+    return [f"config/{name}" for name in sorted(whole, key=len)]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "folds", "seeds"), [("ablations.yaml", 5, 3), ("ablations-small.yaml", 3, 1)]
+)
+def test_the_ablations_plan_each_run_once_and_quickly(
+    project: Project, overlay: str, folds: int, seeds: int
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = project.run(
+        *("snakemake", "--dry-run", "--quiet", "rules"),
+        *("--configfile", "config.yaml", *layers(overlay)),
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert counts["train"] == counts["predict"] == str(ABLATIONS * folds * seeds)
+    assert counts["evaluate"] == counts["render"] == "12"
+    # 10 s on a core to itself; others' work beside it may take twice that.
+    assert after.ru_utime - before.ru_utime < 20
 
 
 def test_the_full_study_plans_exactly_its_runs(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ def resolved(config):
         raise WorkflowError(str(error)) from None
 
 
+@cache
 def code(*modules):
     """List the sources of modules as inputs: editing one reruns what depends on it."""
     return [os.path.relpath(path) for path in sources.closure(*modules)]
