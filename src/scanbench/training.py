@@ -414,7 +414,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
 
 def fitted_numbers(model: nn.Module) -> int:
     """Return how many numbers training finds: parameters, and what `fit` keeps in buffers."""
-    fitted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fitted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     fitted += model.buffers() if hasattr(model, "fit") else []
     return sum(tensor.numel() for tensor in fitted)
 
@@ -513,14 +513,17 @@ def _fit_at_once(
     weights_C: np.ndarray,
     seed: int,
 ) -> Trained:
-    """Fit a model that is not trained by gradient descent; its history has one row."""
+    """Fit a model that is not trained by gradient descent; its history has one row.
+
+    Its training figures are of as many batches as the validation part has, drawn at random.
+    """
     started = time.perf_counter()
     model.fit(*_whole(readers["train"]), weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():
         for stage, part in (("train", "train"), ("val", "validation")):
-            for batch in SampleEpochs.all_of(readers[part]):
+            for batch in islice(SampleEpochs.all_of(readers[part]), len(readers["validation"])):
                 task.step(model, batch, stage)
             row |= {f"{stage}_{key}": value for key, value in task.figures(stage).items()}
     row["seconds"] = round(time.perf_counter() - started, 3)

@@ -93,6 +93,13 @@ def standardised(x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
     return centred_BLP / std_B11.clamp(min=TINY)
 
 
+def enlarged(x_BLP: Tensor, factor: int) -> Tensor:
+    """Return scans with `factor` times as many lines and pixels, interpolated between them."""
+    if factor == 1:
+        return x_BLP
+    return F.interpolate(x_BLP[:, None], scale_factor=float(factor), mode="bilinear")[:, 0]
+
+
 class Model(nn.Module):
     """Classify a scan, or a window of one, by what ImageNet taught a network to see.
 
@@ -168,10 +175,7 @@ class Model(nn.Module):
         return self.encoder(self._enlarged(standardised(x_BLP, n_lines_B)))
 
     def _enlarged(self, x_BLP: Tensor) -> Tensor:
-        if self.options.magnification == 1:
-            return x_BLP
-        scale = float(self.options.magnification)
-        return F.interpolate(x_BLP[:, None], scale_factor=scale, mode="bilinear")[:, 0]
+        return enlarged(x_BLP, self.options.magnification)
 
     def _standardised(self, feature_BF: Tensor) -> Tensor:
         return ((feature_BF - self.mean_F) / self.scale_F).clamp(-LARGEST, LARGEST)
