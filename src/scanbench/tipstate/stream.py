@@ -1,0 +1,213 @@
+"""`scanbench stream`: let a trained run watch a running scan, and show, print and record it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from scanbench import plotting
+from scanbench.errors import UserError
+from scanbench.files import replacing
+from scanbench.predictions import class_columns
+from scanbench.runs import load_run
+from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo
+from scanbench.tipstate.figures import Example, Picture, scan_answer
+from scanbench.tipstate.line_sources import RECORDING, Waiting, open_source, to_json
+from scanbench.tipstate.readers import ReadOptions
+
+#: Models that take mean and deviation of what they are given out by themselves.
+STANDARDISING = ("efficientnet", "efficientnet-linear", "efficientnet-rolling")
+#: Classes of this study's data sets that end a scan, unless options say otherwise.
+BAD = ("defect", "Tip Change", "Bad/Blurry")
+#: What a run says of how its files were read, and a new file is read by.
+READING = ("channel", "directions", "colormap", "first_row", "frame")
+STYLES = {"go on": "bold green", "stop": "bold white on red", "recondition": "bold black on yellow"}
+
+
+def stream(
+    run: Path,
+    source: str,
+    spec: Mapping[str, Any] | None = None,
+    *,
+    follow: bool = False,
+    view: bool = False,
+    record: Path | None = None,
+    scan: str | None = None,
+    lines: int | None = None,
+    pixels: int | None = None,
+    waiting: Waiting | None = None,
+) -> None:
+    """Print the events of a running scan as JSON lines, until its source ends.
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run.
+    source
+        See `line_sources.open_source`.
+    spec
+        Keys of `MonitorOptions`; by default, the classes of `BAD` that the run knows mean stop.
+    follow
+        Wait for what is still to be measured.
+    view
+        Show the newest answer on the terminal (stderr), too.
+    record
+        Folder for `received.jsonl` (from which the stream can be replayed), `lines.csv` and a
+        figure of each scan.
+    scan
+        Which scan of a file.
+    lines, pixels
+        Size of the whole scan, where a pipe does not tell; by default the run's.
+    waiting
+        For sources that may pause.
+
+    Raises
+    ------
+    UserError
+        If run, source or options are wrong.
+    """
+    torch.set_num_threads(1)
+    trained = load_run(run)
+    meta = trained.meta
+    for name, value in {"--lines": lines, "--pixels": pixels}.items():
+        if value is not None and not 1 <= value <= 2**16:
+            raise UserError(f"{name}: {value} is not possible, give 1 to {2**16}")
+    bad = [name for name in BAD if name in trained.classes]
+    options = MonitorOptions.of({"stop": bad, **(spec or {})}, trained.classes)
+    monitor = Monitor(trained, options, meta["model"] in STANDARDISING)
+    reading = {key: meta["ingest"][key] for key in READING if key in meta["ingest"]}
+    if "directions" in reading:
+        reading["directions"] = tuple(reading["directions"])
+    items = open_source(
+        source,
+        options=ReadOptions(**reading),
+        scan=scan,
+        lines=lines or meta["scan_lines"],
+        pixels=pixels or meta["pixels"],
+        waiting=waiting or Waiting(),
+        keep_following=follow,
+    )
+    printed = not (view and sys.stdout.isatty())
+    with ExitStack() as stack:
+        if record is not None:
+            recorder = stack.enter_context(Recorder(record, monitor))
+            items = recorder.received(items)
+        screen = None
+        if view:
+            console = Console(stderr=True)
+            screen = stack.enter_context(Live(console=console, refresh_per_second=10))
+        said: list[str] = []
+        for event in monitor.events(items):
+            if printed:
+                print(json.dumps(event, ensure_ascii=False), flush=True)
+            if record is not None:
+                recorder.note(event)
+            if event["event"] == "fault":
+                said = [*said, event["message"]][-3:]
+            if screen is not None and event["event"] == "line":
+                screen.update(shown(event, monitor.info, trained.classes, said))
+
+
+def shown(event: Event, info: ScanInfo, classes: Iterable[str], said: Iterable[str]) -> Group:
+    """Return the terminal's view of a line's event."""
+    title = Text(f"{info.name}   line {event['line']} of {info.planned_lines}", style="bold")
+    table = Table.grid(padding=(0, 1))
+    for name in classes:
+        p = (event["p"] or {}).get(name)
+        bar = "" if p is None else "█" * round(30 * p)
+        table.add_row(name, Text(f"{bar:<30}", style="cyan"), "–" if p is None else f"{p:.2f}")
+    for name in ("uncertainty", "change"):
+        value = event[name]
+        bar = "" if value is None else "█" * round(30 * value)
+        number = "–" if value is None else f"{value:.2f}"
+        table.add_row(name, Text(f"{bar:<30}", style="dim"), number)
+    advice = Text(event["advice"].upper(), style=STYLES[event["advice"]])
+    return Group(title, table, advice, *(Text(message, style="red") for message in said))
+
+
+class Recorder:
+    """Keep what came in as it comes, and at the end what was made of it.
+
+    Parameters
+    ----------
+    folder
+        New, empty, or of an earlier recording, which is replaced.
+    monitor
+        Whose events are recorded.
+    """
+
+    def __init__(self, folder: Path, monitor: Monitor) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: is not empty; give --record a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.monitor = folder, monitor
+        self.scans = 0
+        self.rows: list[Event] = []
+
+    def __enter__(self) -> Recorder:
+        self.file = (self.folder / RECORDING).open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Also when the stream is stopped or fails: what was seen until then is worth keeping.
+        self.file.close()
+        self._draw()
+        with replacing(self.folder / "lines.csv") as part:
+            frame = pd.DataFrame(self.rows)
+            frame.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+
+    def received(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass the items of a source on, each written down before anything is made of it."""
+        for item in items:
+            self.file.write(to_json(item) + "\n")
+            self.file.flush()
+            if isinstance(item, ScanInfo):
+                self._draw()
+                self.scans += 1
+            yield item
+
+    def note(self, event: Event) -> None:
+        """Keep a line's event as a row of `lines.csv`."""
+        if event["event"] != "line":
+            return
+        p = event["p"] or dict.fromkeys(self.monitor.run.classes)
+        columns = class_columns(list(self.monitor.run.classes))
+        row = {"scan": self.scans, **event, **dict(zip(columns, p.values(), strict=True))}
+        self.rows.append({key: value for key, value in row.items() if key not in ("event", "p")})
+
+    def _draw(self) -> None:
+        """Draw the scan that is over, if there was an answer about it."""
+        classes = list(self.monitor.run.classes)
+        columns = class_columns(classes)
+        rows = [r for r in self.rows if r["scan"] == self.scans and r["answer_lines"]]
+        if not rows:
+            return
+        answers = pd.DataFrame(rows).drop_duplicates("answer_lines").set_index("answer_lines")
+        answers = answers[columns].set_axis(classes, axis=1).astype(float)
+        info, x_LP = self.monitor.info, self.monitor.x_LP
+        lines = self.monitor.run.meta["scan_lines"]
+        whole = info.planned_lines / info.pixels
+        if info.width_m and info.height_m:
+            whole = info.height_m / info.width_m
+        picture = Picture(
+            x_LP=np.stack(x_LP),
+            title=info.name,
+            aspect=whole * len(x_LP) / lines,
+            width_m=info.width_m,
+            lines=(lines, info.planned_lines),
+        )
+        predicted = str(answers.iloc[-1].idxmax())
+        example = Example(picture=picture, label="", predicted=predicted, answers=answers)
+        plotting.save(scan_answer(example, classes), self.folder, f"scan-{self.scans}", ["png"])
