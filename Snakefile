@@ -22,6 +22,7 @@ wildcard_constraints:
     split="[^/]+",
     experiment="[^/]+",
     comparison="[^/]+",
+    name="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
 
@@ -32,10 +33,7 @@ localrules:
 
 rule all:
     input:
-        expand(
-            "results/comparisons/{comparison}/summary.html",
-            comparison=config["targets"],
-        ),
+        targets,
 
 
 include: "workflow/rules/ingest.smk"
@@ -45,3 +43,4 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/render.smk"
+include: "workflow/rules/protocols.smk"

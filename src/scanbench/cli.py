@@ -79,6 +79,13 @@ def convert(args: Arguments) -> None:
     convert(args.spec, args.scans, args.out)
 
 
+def copies(args: Arguments) -> None:
+    """Put augmented copies beside the scans of a store: a leak, to measure what it is worth."""
+    from scanbench.copies import write_copies
+
+    write_copies(args.spec, args.store, args.out)
+
+
 def split(args: Arguments) -> None:
     """Divide the scans of a store into parts, and audit the division."""
     from scanbench.splits import Keys, write_split
@@ -112,6 +119,15 @@ def render(args: Arguments) -> None:
     from scanbench.render import render
 
     render(args.spec, args.scores, _runs(args), args.scans, args.store, args.split, args.out)
+
+
+def protocols(args: Arguments) -> None:
+    """Put comparisons of the same experiments under several protocols side by side."""
+    from scanbench.protocols import side_by_side
+
+    names = [side["comparison"] for side in args.spec["comparisons"]]
+    folders = {name: args.results / "comparisons" / name / "scores" for name in names}
+    side_by_side(args.spec, folders, args.out)
 
 
 def store_verify(args: Arguments) -> None:
@@ -242,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
         convert,
         {"scans": "scans folder, from ingest", "out": "HDF5 store to write"},
     )
+    command("copies", copies, {"store": trained_on["store"], "out": "HDF5 store to write"})
     divided = command(
         "split", split, {"store": trained_on["store"], "out": "split file to write (JSON)"}
     )
@@ -282,12 +299,13 @@ def parser() -> argparse.ArgumentParser:
             "out": "folder to write figures, tables and the summary page into",
         },
     )
-    for sub in (scored, drawn):
+    beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
+    for sub in (scored, drawn, beside):
         sub.add_argument(
             "--results",
             type=Path,
             default=Path("results"),
-            help="folder that holds runs/; default: results",
+            help="folder that holds runs/ and comparisons/; default: results",
         )
     applied = command(
         "apply",

@@ -218,10 +218,14 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
+    known = {**config["comparisons"], **config["side_by_side"]}
     for target in config["targets"]:
-        if target not in config["comparisons"]:
-            hint = did_you_mean(target, config["comparisons"])
+        if target not in known:
+            hint = did_you_mean(target, known)
             raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+    for name, sides in config["side_by_side"].items():
+        _check_sides(config, name, sides["comparisons"])
+    wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
         for key, table in (("dataset", "datasets"), ("split", "splits")):
             if comparison[key] not in config[table]:
@@ -243,8 +247,28 @@ def _check_references(config: Config) -> None:
                     f"config: comparisons.{name}.experiments: no experiment {experiment!r}; {hint}"
                 )
             # An overlay may change sizes for its own targets without regard to the others.
-            if name in config["targets"]:
+            if name in wanted:
                 _check_window(config, name, experiment)
+
+
+def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
+    """Check that comparisons that stand side by side exist and have the same experiments."""
+    where = f"config: side_by_side.{name}"
+    if name in config["comparisons"]:
+        raise UserError(f"{where}: a comparison has this name; give it another")
+    for comparison in comparisons:
+        if comparison not in config["comparisons"]:
+            hint = did_you_mean(comparison, config["comparisons"])
+            raise UserError(f"{where}.comparisons: no comparison {comparison!r}; {hint}")
+        first, other = (
+            config["comparisons"][n]["experiments"] for n in (comparisons[0], comparison)
+        )
+        if set(first) != set(other):
+            odd = sorted(set(first) ^ set(other))[0]
+            raise UserError(
+                f"{where}.comparisons: {odd!r} is an experiment of only one of {comparisons[0]!r} "
+                f"and {comparison!r}; give both the same"
+            )
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:

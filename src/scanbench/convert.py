@@ -81,12 +81,9 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
     change = manifest["change_line"].fillna(-1).to_numpy(np.int64) * lines // planned
     change = np.where((change < 0) | (change >= n_lines), -1, change)
 
-    with (
-        replacing(out) as part,
-        _DiskFile(part, "w+") as disk,
-        h5py.File(disk, "w", libver=_LIBVER) as file,
-    ):
-        attributes = {
+    write_store(
+        out,
+        attributes={
             "study": str(options["study"]),
             "classes": json.dumps(classes, ensure_ascii=False),
             "unit": manifest["unit"].tolist()[0],
@@ -94,11 +91,57 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
             "ingest": canonical_json(read_options(scans)),
             "manifest_sha256": inputs[MANIFEST],
             "inputs": canonical_json(inputs),
-            "created_by": f"scanbench {version('scanbench')}",
             "convert": canonical_json({"lines": lines, "pixels": pixels}),
-        }
+        },
+        shape=(n, lines, pixels),
+        numbers={"n_lines": n_lines, "label": label, "change_line": change},
+        texts={
+            "scan_id": manifest["scan_id"].tolist(),
+            "group": manifest["group"].tolist(),
+            "excluded": manifest["excluded"].tolist(),
+            "file_sha256": manifest["sha256"].tolist(),
+        },
+        blocks=_resampled_blocks(manifest, scans, lines, pixels),
+    )
+
+
+def write_store(
+    out: Path,
+    *,
+    attributes: Mapping[str, str],
+    shape: tuple[int, int, int],
+    numbers: Mapping[str, NDArray[Any]],
+    texts: Mapping[str, Sequence[str]],
+    blocks: Iterator[FloatArray],
+) -> None:
+    """Write a store (`docs/formats.md`) from scans that come in blocks, whole or not at all.
+
+    Parameters
+    ----------
+    out
+        The store to write.
+    attributes
+        Texts of its root, but for `schema_version`, `created_by` and `complete`.
+    shape
+        Scans, lines, pixels.
+    numbers
+        `n_lines`, `label` and `change_line` [N].
+    texts
+        `scan_id`, `group`, `excluded` and `file_sha256` [N].
+    blocks
+        float32 [some scans, lines, pixels] in order, 0 past measured lines. A block may be
+        overwritten by the next but one.
+    """
+    n, lines, pixels = shape
+    n_lines = numbers["n_lines"]
+    with (
+        replacing(out) as part,
+        _DiskFile(part, "w+") as disk,
+        h5py.File(disk, "w", libver=_LIBVER) as file,
+    ):
         file.attrs["schema_version"] = SCHEMA_VERSION
-        for name, text in attributes.items():
+        created = {"created_by": f"scanbench {version('scanbench')}"}
+        for name, text in (dict(attributes) | created).items():
             # Of fixed length, so that it stands in the checksummed object header.
             file.attrs.create(name, *_fixed_text([text], scalar=True))
         heights = file.create_dataset(
@@ -115,7 +158,7 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
         # HDF5 compresses one block in a thread while the next is read, described and hashed.
         with ThreadPoolExecutor(1) as beside:
             written: Future[None] | None = None
-            for block_NLP in _resampled_blocks(manifest, scans, lines, pixels):
+            for block_NLP in blocks:
                 rows = slice(len(scan_sha256), len(scan_sha256) + len(block_NLP))
                 for name, values in line_statistics(block_NLP, n_lines[rows]).items():
                     statistics[name][rows] = values
@@ -124,18 +167,18 @@ def convert(spec: Mapping[str, Any], scans: str | Path, out: str | Path) -> None
                     written.result()
                     disk.check(out)
                 written = beside.submit(heights.__setitem__, rows, block_NLP)
-            assert written is not None, "a manifest lists at least one scan"
+            assert written is not None, "a store holds at least one scan"
             written.result()
         disk.check(out)
 
         _write(file, "n_lines", n_lines.astype("<i4"))
-        _write(file, "label", label.astype("<i2"))
-        _write(file, "change_line", change.astype("<i4"))
+        _write(file, "label", numbers["label"].astype("<i2"))
+        _write(file, "change_line", numbers["change_line"].astype("<i4"))
         for name, values in statistics.items():
             _write(file, name, values)
         for name in ("scan_id", "group", "excluded"):
-            _write_text(file, name, manifest[name].tolist())
-        _write_text(file, "file_sha256", manifest["sha256"].tolist())
+            _write_text(file, name, texts[name])
+        _write_text(file, "file_sha256", texts["file_sha256"])
         _write_text(file, "scan_sha256", scan_sha256)
         file.flush()
         file.attrs["complete"] = 1

@@ -40,6 +40,13 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
     ]
 
 
+def compared(config: Config) -> list[str]:
+    """Return the comparisons that the targets ask for: by name, or as sides of one."""
+    sides = config["side_by_side"]
+    wanted = [sides[name]["comparisons"] if name in sides else [name] for name in config["targets"]]
+    return list(dict.fromkeys(name for names in wanted for name in names))
+
+
 def source_path(config: Config, dataset: str) -> str:
     """Return where the raw files of a data set are: the user's path, or the folder a rule makes."""
     wanted = config["datasets"][dataset]
@@ -94,8 +101,23 @@ def convert_spec(config: Config, dataset: str) -> str:
 def split_spec(config: Config, split: str) -> str:
     """Return what a split depends on, without the keys that its scheme does not use."""
     wanted = dict(config["splits"][split])
-    unused = ("folds",) if wanted["scheme"] == "fixed" else ("test_fraction", "test_groups")
+    unused = {"folds"} if wanted["scheme"] == "fixed" else {"test_fraction", "test_groups"}
+    if wanted["scheme"] != "copies":
+        unused.add("copies")
     return canonical_json({key: value for key, value in wanted.items() if key not in unused})
+
+
+def store_path(config: Config, dataset: str, split: str) -> str:
+    """Return the store that is split: that of the data set, or one with copies of its scans."""
+    if config["splits"][split]["scheme"] == "copies":
+        return f"results/data/{dataset}/copies/{split}.h5"
+    return f"results/data/{dataset}/store.h5"
+
+
+def copies_spec(config: Config, split: str) -> str:
+    """Return what a store with copies depends on."""
+    wanted = config["splits"][split]
+    return canonical_json({"copies": wanted["copies"], "seed": wanted["seed"]})
 
 
 def train_spec(config: Config, run: Mapping[str, Any]) -> str:
@@ -146,6 +168,35 @@ def render_spec(config: Config, comparison: str) -> str:
             "experiments": wanted["experiments"],
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
+        }
+    )
+
+
+def protocols_spec(config: Config, name: str) -> str:
+    """Return what several protocols side by side depend on."""
+    wanted = config["side_by_side"][name]
+    sides = []
+    for comparison in wanted["comparisons"]:
+        given = config["comparisons"][comparison]
+        dataset = config["datasets"][given["dataset"]]
+        kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
+        sides.append(
+            {
+                "comparison": comparison,
+                "split": given["split"],
+                "scheme": config["splits"][given["split"]]["scheme"],
+                "data": ". ".join(
+                    filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]])
+                ),
+            }
+        )
+    first = config["comparisons"][wanted["comparisons"][0]]
+    return canonical_json(
+        {
+            "title": wanted["title"],
+            "comparisons": sides,
+            "experiments": first["experiments"],
+            "confidence": config["evaluation"]["confidence"],
         }
     )
 

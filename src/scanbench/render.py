@@ -23,6 +23,7 @@ from scanbench import plotting, provenance, summary, tables
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.plotting import History, Sheet
+from scanbench.split_file import LEAKY
 from scanbench.store import Store
 
 __all__ = ["Drawing", "Material", "render"]
@@ -175,6 +176,8 @@ def render(
     note = ("Simulated data: " if spec["simulated"] else "Data: ") + spec["dataset_title"]
     if spec["attribution"]:
         note += f". {spec['attribution']}"
+    if spec["scheme"] in LEAKY:
+        note += ". Leaky split: says nothing about groups never seen"
     svgs = {}
     for drawing in tqdm(drawings, desc="draw figures", unit="figure"):
         drawing.figure.note(note)
@@ -326,6 +329,7 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
             material.costs,
             material.evaluation.get("windows", {}),
             simulated=material.spec["simulated"],
+            leaky=material.spec["scheme"] in LEAKY,
             confidence=_confidence(material),
         ),
         tables.class_table(metrics, material.experiments, material.classes),

@@ -18,6 +18,9 @@ from scanbench.store import Store
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
 
+#: Schemes that divide scans at random, whatever their group: results under them are marked.
+LEAKY = ("random", "copies")
+
 
 def read_split(path: str | Path, store: Store | None = None) -> dict[str, Any]:
     """Read a split file and check it.

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from scanbench.audit import audit
 from scanbench.errors import UserError, counted, did_you_mean
 from scanbench.files import write_json
-from scanbench.split_file import PARTS, SCHEMA_VERSION, first_repeated
+from scanbench.split_file import LEAKY, PARTS, SCHEMA_VERSION, first_repeated
 from scanbench.store import Store
 
 DEFAULTS: dict[str, Any] = {
     "scheme": "kfold",
     "folds": 5,
+    "copies": 4,
     "test_fraction": 0.2,
     "test_groups": None,
     "validation_fraction": 0.15,
@@ -81,9 +82,10 @@ def make_split(spec: Mapping[str, Any], store: Store, keys: Keys | None = None) 
     ----------
     spec
         `scheme`: `kfold` (each group is tested in one of `folds` folds), `fixed` (one fold; the
-        test part is `test_groups`, or about `test_fraction` of the scans) or `random` (as `kfold`
-        but ignoring groups: leaky, to show what leakage is worth). `validation_fraction` of what is
-        not tested validates. Also `min_lines` (a scan needs so many measured lines),
+        test part is `test_groups`, or about `test_fraction` of the scans), `random` (as `kfold`
+        but ignoring groups: leaky, to show what leakage is worth) or `copies` (as `random`, of a
+        store that `scanbench.copies` made, with `copies` of each scan). `validation_fraction` of
+        what is not tested validates. Also `min_lines` (a scan needs so many measured lines),
         `near_duplicate_threshold`, `allow_missing_classes` and `seed`.
     store
         The scans.
@@ -117,17 +119,17 @@ def make_split(spec: Mapping[str, Any], store: Store, keys: Keys | None = None) 
     scan_id, label = store.scan_id[usable], store.label[usable].astype(np.int64)
     if repeated := first_repeated(scan_id):
         raise UserError(f"{store.path}: scan {repeated!r} stands twice; convert the scans again")
-    group = scan_id if scheme == "random" else store.group[usable]
+    group = scan_id if scheme in LEAKY else store.group[usable]
 
     classes = len(store.classes)
     if scheme == "fixed":
         test = _fixed_test(config, group, label, classes, store.path, keys)
         tested_in = np.where(test, 0, 1)
         folds = 1
-    elif scheme in ("kfold", "random"):
+    elif scheme == "kfold" or scheme in LEAKY:
         folds = config["folds"]
-        what = "scan" if scheme == "random" else "group"
-        mend = "bring more" if scheme == "random" else keys.more_groups
+        what = "scan" if scheme in LEAKY else "group"
+        mend = "bring more" if scheme in LEAKY else keys.more_groups
         if len(np.unique(group)) < folds:
             raise UserError(
                 f"{store.path}: {counted(len(np.unique(group)), what)} for {folds} folds; "
@@ -136,7 +138,7 @@ def make_split(spec: Mapping[str, Any], store: Store, keys: Keys | None = None) 
         tested_in = partition(group, label, np.full(folds, 1 / folds), classes, [seed])
     else:
         raise UserError(
-            f"split: scheme {scheme!r}; {did_you_mean(scheme, ('kfold', 'fixed', 'random'))}"
+            f"split: scheme {scheme!r}; {did_you_mean(scheme, ('kfold', 'fixed', *LEAKY))}"
         )
 
     part_of_folds = []

@@ -117,6 +117,8 @@ class Store:
         Text; `channel` is empty where the scans do not tell.
     ingest
         Options that ingest read the scans with; empty where they are not recorded.
+    manifest_sha256
+        Of the manifest that the scans were listed in.
     classes
         Class names in the order of the label indices.
     n_lines, label, change_line
@@ -150,6 +152,7 @@ class Store:
             self.unit = _text(file.attrs["unit"])
             self.channel = _text(file.attrs.get("channel", ""))
             self.ingest: dict[str, Any] = json.loads(_text(file.attrs.get("ingest", "{}")))
+            self.manifest_sha256 = _text(file.attrs.get("manifest_sha256", ""))
             self.classes: list[str] = json.loads(_text(file.attrs["classes"]))
             self.n_lines: NDArray[np.int32] = file["n_lines"][:]
             self.label: NDArray[np.int16] = file["label"][:]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from scanbench.split_file import LEAKY
 from scanbench.tables import ResultTable
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def page(
         spec=material.spec,
         facts=facts,
         leaks=leaks,
+        leaky=material.spec["scheme"] in LEAKY,
         caution=evaluation.get("caution", ""),
         confidence=evaluation["settings"]["confidence"],
         tables=tables,

@@ -159,6 +159,7 @@ def main_table(
     *,
     simulated: bool,
     confidence: float,
+    leaky: bool = False,
 ) -> ResultTable:
     """Return the table of a comparison: one row per experiment, the highest AUROC first.
 
@@ -174,6 +175,8 @@ def main_table(
         Whether the title must say so.
     confidence
         Of the intervals, 0 to 1.
+    leaky
+        Whether the split leaks, which the title must say too.
     """
     rows = metrics[(metrics["reading"] == "scan") & (metrics["class"].fillna("") == "")]
     auroc = rows[rows["metric"] == "auroc"].set_index("experiment")["value"]
@@ -219,7 +222,8 @@ def main_table(
     return ResultTable(
         name="main",
         title=f"Experiments on {kind} that were held out: mean over seeds ({confidence:.0%} "
-        "interval from resampling groups and seeds).",
+        "interval from resampling groups and seeds)."
+        + (" Leaky split: says nothing about groups never seen." if leaky else ""),
         raw=pd.DataFrame(raw),
         shown=_shown(shown),
     )

@@ -116,10 +116,15 @@ def histories(wildcards):
     ]
 
 
+def split_store(wildcards):
+    """Give the store that a split divides."""
+    return plan.store_path(config, wildcards.dataset, wildcards.split)
+
+
 def comparison_store(wildcards):
     """Give the store that a comparison's models were trained and tested on."""
-    dataset = config["comparisons"][wildcards.comparison]["dataset"]
-    return f"results/data/{dataset}/store.h5"
+    wanted = config["comparisons"][wildcards.comparison]
+    return plan.store_path(config, wanted["dataset"], wanted["split"])
 
 
 def comparison_split(wildcards):
@@ -132,6 +137,15 @@ def comparison_scans(wildcards):
     """Give the scans folder of a comparison."""
     dataset = config["comparisons"][wildcards.comparison]["dataset"]
     return f"results/data/{dataset}/scans"
+
+
+def targets(_):
+    """List the pages of the targets, and where protocols are compared, their figure."""
+    pages = [
+        f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
+    ]
+    sides = [name for name in config["targets"] if name in config["side_by_side"]]
+    return pages + [f"results/side-by-side/{name}/protocols.svg" for name in sides]
 
 
 def datasets_from(source):

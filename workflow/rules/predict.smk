@@ -3,7 +3,7 @@
 
 rule predict:
     input:
-        store="results/data/{dataset}/store.h5",
+        store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),

@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        store="results/data/{dataset}/store.h5",
+        store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
         code=code("scanbench.training"),
         model_code=model_code,

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from scanbench.copies import original
 from scanbench.plotting import (
     CLASS_COLOURS,
     DOUBLE,
@@ -495,6 +496,9 @@ def picture(store: Store, manifest: pd.DataFrame, k: int) -> Picture:
     """Return scan `k` of the store, in its physical aspect if that is known, else of its pixels."""
     scan_id, seen = str(store.scan_id[k]), int(store.n_lines[k])
     rows = manifest[manifest["scan_id"] == scan_id]
+    if rows.empty:
+        # The store holds copies of scans, which the manifest knows nothing of.
+        rows = manifest[manifest["scan_id"] == original(scan_id)]
     row = rows[["width_m", "height_m", "planned_lines", "pixels"]].astype(float).iloc[0]
     width, height = float(row["width_m"]), float(row["height_m"])
     known = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
