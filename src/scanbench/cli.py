@@ -169,6 +169,38 @@ def _print_metrics(path: Path, absent: Sequence[str]) -> None:
         print(f"not defined without labelled scans of {', '.join(absent)}: {', '.join(undefined)}")
 
 
+def stream(args: Arguments) -> None:
+    """Let a trained run watch a running scan: an answer and advice after every line."""
+    from scanbench.tipstate.line_sources import Waiting
+
+    _of_study(args, "stream")(
+        args.run,
+        args.source,
+        args.spec,
+        follow=args.follow,
+        view=args.view,
+        record=args.record,
+        scan=args.scan,
+        lines=args.lines,
+        pixels=args.pixels,
+        waiting=Waiting(poll_s=args.poll, timeout_s=args.timeout),
+    )
+
+
+def export(args: Arguments) -> None:
+    """Write one step of a run as ONNX, with its state as inputs and outputs, and a model card."""
+    from scanbench.export import export
+
+    export(args.run, args.out, int8=args.int8, metrics=args.metrics)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"no time in seconds: {text!r}")
+    return seconds
+
+
 def _runs(args: Arguments) -> dict[str, list[Path]]:
     """Give the run folders of each experiment of a comparison."""
     spec = args.spec
@@ -318,7 +350,33 @@ def parser() -> argparse.ArgumentParser:
     applied.add_argument("--labels", type=Path, help="table of labels: also write metrics")
     applied.add_argument("--out", type=Path, help="default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
-    for sub in (simulated, fetched, read, applied):
+    trained_run = "folder of a trained run, .../DATASET/SPLIT/EXPERIMENT/foldN-seedN"
+    watched = command("stream", stream, {"run": trained_run})
+    watched.add_argument(
+        "source",
+        help="instrument file, folder of a recording, - for .npy or raw float32 lines on stdin, or "
+        "nanonis://host:port",
+    )
+    for flag, what in {
+        "--follow": "the file is still being written: wait for its lines",
+        "--view": "show the answers on the terminal",
+    }.items():
+        watched.add_argument(flag, action="store_true", help=what)
+    watched.add_argument("--record", type=Path, help="folder for a CSV, a figure and a recording")
+    watched.add_argument("--scan", help="which scan, of a file that holds several")
+    for flag in ("--lines", "--pixels"):
+        watched.add_argument(flag, type=int, help="of the scan, for raw lines; default: the run's")
+    for flag, seconds, what in (
+        ("--poll", 0.5, "look for new lines every so many seconds"),
+        ("--timeout", 300.0, "end after so many seconds without a new line"),
+    ):
+        watched.add_argument(flag, type=_seconds, default=seconds, help=f"{what}; {seconds:g}")
+    exported = command(
+        "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
+    )
+    exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
+    exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
+    for sub in (simulated, fetched, read, applied, watched):
         sub.add_argument(
             "--study",
             choices=STUDIES,

@@ -108,8 +108,8 @@ def follow(
 
     A line is given once it is whole: every pixel is there, or a later line has begun. A frame with
     fewer lines than before is reported and waited for; one whose earlier lines are others is
-    another scan. Of its lines, those that stand where they stood in the scan before it are left
-    from that and not measured yet.
+    another scan. From its first line on that stands where it stood in the scan before it, lines are
+    left from that and not measured yet.
 
     Parameters
     ----------
@@ -181,8 +181,9 @@ def _whole_lines(x_LP: NDArray[Any], before_LP: NDArray[Any] | None) -> int:
     measured_LP = np.isfinite(x_LP)
     if before_LP is not None and before_LP.shape[1] == x_LP.shape[1]:
         rows = min(len(before_LP), len(x_LP))
-        left_L = (x_LP[:rows] == before_LP[:rows]).all(axis=1)
-        measured_LP[:rows][left_L] = False
+        left = np.flatnonzero((x_LP[:rows] == before_LP[:rows]).all(axis=1))
+        if len(left):
+            measured_LP = measured_LP[: left[0]]
     begun = np.flatnonzero(measured_LP.any(axis=1))
     if not len(begun):
         return 0

@@ -1,0 +1,277 @@
+"""One step of a run as ONNX, the state as inputs and outputs, and a card that says what it is.
+
+What runs it needs neither PyTorch nor this package: a line, normalised as the metadata say, and the
+state of the step before go in; logits, whether they are an answer, and the next state come out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from scanbench import __version__
+from scanbench.errors import UserError
+from scanbench.files import canonical_json, replacing, sha256_of
+from scanbench.runs import Run, load_run
+
+#: The newest that the exporter writes of itself; onnxruntime 1.16 and later run it.
+OPSET = 20
+#: Outputs of a step before the state.
+OUTPUTS = ("logits", "answered")
+#: What `model.json` holds that a user of the file needs to know.
+TOLD = (
+    "study", "name", "model", "options", "classes", "lines", "pixels", "normalisation", "unit",
+    "channel", "fold", "seed", "weights_sha256", "store_sha256", "split_sha256",
+)  # fmt: skip
+
+
+class Step(nn.Module):
+    """A model's `step` with the state as tensors in a row, in the order of `names`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.names = list(model.initial_state())  # type: ignore[operator]
+
+    def forward(self, line_P: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return logits [C], whether they are an answer [1], and the next state."""
+        named = dict(zip(self.names, state, strict=True))
+        logits_C, answered, after = self.model.step(line_P, named)
+        return (logits_C, answered, *(after[name] for name in self.names))
+
+
+def export(run: Path, out: Path, *, int8: bool = False, metrics: Path | None = None) -> None:
+    """Write one step of a run as ONNX, and its card beside it (`.md`).
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run.
+    out
+        The ONNX file; its bytes are the same for the same run and packages.
+    int8
+        Weights as 8-bit integers (dynamic quantisation by onnxruntime).
+    metrics
+        `metrics.csv` of apply or of a comparison, for the card.
+
+    Raises
+    ------
+    UserError
+        If the run cannot be fed line by line, or a path is wrong.
+    """
+    if out.suffix != ".onnx":
+        raise UserError(f"{out}: give a name that ends in .onnx")
+    trained = load_run(run)
+    told = metadata(trained)
+    card = model_card(told, trained.meta, _read_metrics(metrics, trained.meta), int8=int8)
+    model = onnx_step(trained.model, trained.meta["pixels"])
+    if int8:
+        model = quantised(model)
+    described = {"scanbench": canonical_json(told), "int8": json.dumps(int8)}
+    onnx.helper.set_model_props(model, described)
+    model.producer_name, model.producer_version = "scanbench", __version__
+    with replacing(out) as part:
+        onnx.save_model(model, part)
+    card += f"\n`{out.name}`: SHA-256 `{sha256_of(out)}`, {out.stat().st_size / 1e6:.2f} MB\n"
+    with replacing(out.with_suffix(".md")) as part:
+        part.write_text(card, encoding="utf-8")
+
+
+def metadata(run: Run) -> dict[str, Any]:
+    """Return what stands in the ONNX file's metadata under `scanbench`, as JSON.
+
+    Raises
+    ------
+    UserError
+        If the run cannot be fed line by line by its step alone.
+    """
+    meta = run.meta
+    if not hasattr(run.model, "step"):
+        raise UserError(
+            f"model {meta['model']}: has no step that answers line by line; export causal or lrcn "
+            "(scanbench stream runs every model)"
+        )
+    if meta.get("window"):
+        raise UserError(
+            f"model {meta['model']}: was trained on windows of {meta['window']['lines']} lines, of "
+            "which several run at a time; train it on whole scans to export it"
+        )
+    if meta["normalisation"] == "scan":
+        raise UserError(
+            f"model {meta['model']}: was trained with normalisation: scan, which looks at lines "
+            "not yet measured; train it with normalisation: line"
+        )
+    return {key: meta[key] for key in TOLD if key in meta} | {"scanbench": __version__}
+
+
+def onnx_step(model: nn.Module, pixels: int) -> onnx.ModelProto:
+    """Return a model's step: inputs `line` and the state, outputs `next_<name>` for each of it."""
+    step = Step(model).eval()
+    state = tuple(step.model.initial_state().values())
+    # The exporter tells of each of its passes, on stdout and by logging.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+    ):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            step,
+            (torch.zeros(pixels), *state),
+            input_names=["line", *step.names],
+            output_names=[*OUTPUTS, *(f"next_{name}" for name in step.names)],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    # The exporter notes where in the source each node comes from, with the paths of this machine.
+    graphs: list[Any] = [proto.graph, *proto.functions]
+    for graph in graphs:
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        # Shapes within are inferred anew by whoever needs them; some are those before a transpose.
+        del graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the weights of its matrix products as 8-bit integers.
+
+    Dynamic quantisation (onnxruntime): each tensor that is multiplied gets its scale from its own
+    values. Convolutions stay in float32, whose integer form is slower on a CPU.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with TemporaryDirectory() as folder:
+            before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+            onnx.save_model(model, before)
+            quantize_dynamic(
+                before,
+                after,
+                op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                # 7 bits: products of 8 overflow on processors without VNNI instructions.
+                reduce_range=True,
+            )
+            return onnx.load_model(after)
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def _read_metrics(path: Path | None, meta: Mapping[str, Any]) -> pd.DataFrame | None:
+    if path is None:
+        return None
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    missing = {"reading", "metric", "class", "value"} - set(table.columns)
+    if missing:
+        raise UserError(f"{path}: lacks column {sorted(missing)[0]}; give a metrics.csv")
+    if "experiment" in table.columns:
+        table = table[table["experiment"] == meta.get("name")]
+    table = table[table["reading"].isin(["scan", "lines"]) & table["class"].isna()]
+    if not len(table):
+        raise UserError(f"{path}: holds nothing about experiment {meta.get('name')}")
+    return table.dropna(subset="value")
+
+
+def model_card(
+    told: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    metrics: pd.DataFrame | None,
+    *,
+    int8: bool = False,
+) -> str:
+    """Return the card of an exported run as Markdown (after Mitchell et al. 2019, 1810.03993).
+
+    Parameters
+    ----------
+    told
+        From `metadata`.
+    meta
+        Content of `model.json`.
+    metrics
+        Macro metrics with columns `reading`, `lines`, `metric`, `value` and perhaps `low`, `high`.
+    int8
+        Whether the weights are 8-bit integers.
+    """
+    counts = meta.get("class_counts") or []
+    if isinstance(counts, Mapping):
+        counts = [counts.get(name, 0) for name in told["classes"]]
+    scale = {
+        "none": "none: heights divided by a constant of the unit",
+        "line": "each line to mean 0 and standard deviation 1",
+    }
+    lines = [
+        f"# {told.get('name', told['model'])}",
+        "",
+        f"One step of the model `{told['model']}` of the study `{told['study']}`: a scan line goes "
+        "in, the probabilities of the tip's states come out.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Classes | {', '.join(told['classes'])} |",
+        f"| Scan | {told['lines']} lines × {told['pixels']} pixels, after resampling |",
+        f"| Channel | {told['channel'] or 'unknown'}, in {told['unit'] or 'an unknown unit'} |",
+        f"| Normalisation | {scale[told['normalisation']]} |",
+        f"| Weights | {'8-bit integers (dynamic quantisation)' if int8 else 'float32'}"
+        + (f", {meta['parameters']:,} numbers" if "parameters" in meta else "")
+        + " |",
+        f"| Options | {', '.join(f'{k} {v}' for k, v in sorted(told['options'].items()))} |",
+    ]
+    if counts:
+        trained = ", ".join(f"{n} {c}" for n, c in zip(told["classes"], counts, strict=True))
+        lines.append(f"| Trained on | {trained} |")
+    for key in ("weights", "store", "split"):
+        lines.append(f"| SHA-256 of the {key} | `{told[f'{key}_sha256']}` |")
+    lines += ["", "## Results on held-out scans", ""]
+    if metrics is None:
+        lines.append("None were given.")
+    else:
+        if int8:
+            lines += ["Of the float32 weights.", ""]
+        lines += ["| Reading | Metric | Value | 95 % interval |", "|---|---|---|---|"]
+        for row in metrics.to_dict("records"):
+            after = f", after {row['lines']:g} lines" if row["reading"] == "lines" else ""
+            low, high = row.get("low"), row.get("high")
+            span = f"{low:.3f} to {high:.3f}" if pd.notna(low) and pd.notna(high) else ""
+            lines.append(
+                f"| {row['reading']}{after} | {row['metric']} | {row['value']:.3f} | {span} |"
+            )
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "It knows the classes above, on the surface and instrument that it was trained on. It says "
+        "one of them of anything that it is given; probabilities are not calibrated on other data.",
+        "",
+        "## File",
+        "",
+    ]
+    return "\n".join(lines)

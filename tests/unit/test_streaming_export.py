@@ -1,0 +1,183 @@
+"""A step exported as ONNX is the step, without PyTorch and Scanbench, and says what it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from streaming_example import CLASSES, LINES, PIXELS, heights, items, make_run
+
+from scanbench.cli import main
+from scanbench.errors import UserError
+from scanbench.export import export, onnx_step
+from scanbench.runs import build_model
+from scanbench.streaming import Monitor, MonitorOptions
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_monitor.py"
+
+#: Runs a script in a process that finds no other package than those of a bare environment.
+BARE = """
+import runpy, sys
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "scanbench", "onnx", "pandas", "lightning"):
+            raise ImportError(f"{name} is not in a bare environment")
+sys.meta_path.insert(0, Bare())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
+"""
+
+
+@pytest.fixture(scope="module", params=["causal", "lrcn"])
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    run = make_run(folder / "run", request.param)
+    export(folder / "run", folder / "step.onnx")
+    return folder, run
+
+
+def test_the_example_gives_the_monitors_answers_in_a_bare_environment(exported, tmp_path):
+    folder, run = exported
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 30
+    x_LP = heights()
+    np.save(tmp_path / "lines.npy", x_LP)
+    command = [sys.executable, "-c", BARE, str(EXAMPLE), str(folder / "step.onnx")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "lines.npy")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = {answer["line"]: answer["p"] for answer in map(json.loads, done.stdout.splitlines())}
+    events = Monitor(run, MonitorOptions()).events(items(x_LP))
+    expected = {e["answer_lines"]: e["p"] for e in events if e["event"] == "line" and e["p"]}
+    assert answers.keys() == expected.keys()
+    for seen, p in expected.items():
+        assert list(answers[seen]) == CLASSES
+        np.testing.assert_allclose(list(answers[seen].values()), list(p.values()), atol=1e-4)
+
+
+def streamed_logits(model, session, x_LP):
+    """Return (torch's, onnxruntime's) logits at every answer."""
+    state = model.initial_state()
+    given = {name: value.numpy() for name, value in state.items()}
+    for line_P in x_LP:
+        with torch.inference_mode():
+            logits_C, answered, state = model.step(line_P, state)
+        result = session.run(None, {"line": line_P.numpy(), **given})
+        given = dict(zip(given, result[2:], strict=True))
+        assert result[1].tolist() == answered.tolist()
+        if answered:
+            yield logits_C.numpy(), result[0]
+    for name, value in state.items():
+        np.testing.assert_allclose(given[name], value.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("causal", {"d_model": 64, "layers": 2, "heads": 4, "ffn": 256}),
+        ("causal", {"d_model": 32, "layers": 2, "heads": 2, "ffn": 64, "attention_window": 9}),
+        ("lrcn", {"slow_pooling": [2, 2, 1]}),
+        ("lrcn", {"stride": 3, "channels": [4, 8, 8], "hidden": 16}),
+    ],
+)
+def test_exported_steps_equal_torch_at_every_line(name, options):
+    torch.manual_seed(0)
+    model = build_model("tipstate", name, options, lines=40, pixels=128, classes=4).eval()
+    session = onnxruntime.InferenceSession(onnx_step(model, 128).SerializeToString())
+    x_LP = torch.randn(40, 128, generator=torch.Generator().manual_seed(1))
+    pairs = list(streamed_logits(model, session, x_LP))
+    assert len(pairs) == len(model.answer_lines())
+    for expected, actual in pairs:
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_integer_weights_stay_close_and_take_less_room(tmp_path):
+    run = make_run(tmp_path / "run", "causal", options={"d_model": 64, "ffn": 256})
+    export(tmp_path / "run", tmp_path / "full.onnx")
+    export(tmp_path / "run", tmp_path / "small.onnx", int8=True)
+    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "full.onnx").stat().st_size * 0.7
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    assert session.get_modelmeta().custom_metadata_map["int8"] == "true"
+    pairs = streamed_logits_without_states(run.model, session)
+    expected, actual = (np.array(side) for side in zip(*pairs, strict=True))
+    assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.999
+
+
+def streamed_logits_without_states(model, session):
+    state = model.initial_state()
+    given = {name: value.numpy() for name, value in state.items()}
+    for line_P in torch.randn(LINES, PIXELS, generator=torch.Generator().manual_seed(1)):
+        with torch.inference_mode():
+            logits_C, _, state = model.step(line_P, state)
+        result = session.run(None, {"line": line_P.numpy(), **given})
+        given = dict(zip(given, result[2:], strict=True))
+        yield logits_C.numpy(), result[0]
+
+
+def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(exported):
+    folder, run = exported
+    model = onnx.load(folder / "step.onnx")
+    told = json.loads({p.key: p.value for p in model.metadata_props}["scanbench"])
+    assert told["classes"] == CLASSES
+    assert (told["lines"], told["pixels"], told["normalisation"]) == (LINES, PIXELS, "line")
+    assert told["weights_sha256"] == run.meta["weights_sha256"]
+    inputs = [value.name for value in model.graph.input]
+    assert inputs == ["line", *run.model.initial_state()]
+    outputs = [value.name for value in model.graph.output]
+    assert outputs == ["logits", "answered", *(f"next_{name}" for name in inputs[1:])]
+    content = (folder / "step.onnx").read_bytes()
+    assert b".py" not in content
+    assert str(Path(torch.__file__).parents[1]).encode() not in content
+    card = (folder / "step.md").read_text(encoding="utf-8")
+    assert run.meta["weights_sha256"] in card
+    assert ", ".join(CLASSES) in card
+
+
+def test_the_same_run_gives_the_same_bytes(exported):
+    folder, _ = exported
+    before = (folder / "step.onnx").read_bytes(), (folder / "step.md").read_bytes()
+    export(folder / "run", folder / "again" / "step.onnx")
+    again = folder / "again"
+    assert ((again / "step.onnx").read_bytes(), (again / "step.md").read_bytes()) == before
+
+
+def test_the_card_holds_the_results_it_is_given(exported, capsys):
+    folder, run = exported
+    name = run.meta["name"]
+    (folder / "metrics.csv").write_text(
+        "experiment,reading,lines,metric,class,value,low,high\n"
+        f"{name},scan,,auroc,,0.91234,0.88,0.94\n"
+        f"{name},lines,20,auroc,,0.85,,\n"
+        "other,scan,,auroc,,0.5,0.4,0.6\n"
+    )
+    arguments = ["export", str(folder / "run"), str(folder / "step.onnx")]
+    assert main([*arguments, "--metrics", str(folder / "metrics.csv")]) == 0
+    card = (folder / "step.md").read_text(encoding="utf-8")
+    assert "| scan | auroc | 0.912 | 0.880 to 0.940 |" in card
+    assert "| lines, after 20 lines | auroc | 0.850 |  |" in card
+    assert "0.500" not in card
+    assert main([*arguments, "--metrics", str(folder / "nothing.csv")]) == 2
+    assert "nothing.csv: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("vit", {}, "vit: has no step that answers line by line"),
+        ("causal", {"window": {"lines": 6, "stride": 2}}, "windows of 6 lines"),
+        ("causal", {"normalisation": "scan"}, "looks at lines not yet measured"),
+    ],
+)
+def test_runs_that_a_step_cannot_stand_for_are_refused_in_one_line(
+    tmp_path, model, changes, message
+):
+    make_run(tmp_path / "run", model, **changes)
+    with pytest.raises(UserError, match=message) as error:
+        export(tmp_path / "run", tmp_path / "step.onnx")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "step.onnx").exists()
