@@ -114,11 +114,21 @@ def evaluate(args: Arguments) -> None:
     evaluate(args.spec, _runs(args), args.store, args.split, args.out)
 
 
+def agreement(args: Arguments) -> None:
+    """Compare the models of a comparison with people, and estimate the ceiling of noisy labels."""
+    _of_study(args, "agreement")(
+        args.spec, _runs(args), args.store, args.split, args.scans, args.out
+    )
+
+
 def render(args: Arguments) -> None:
     """Draw the figures of a comparison and write its tables and summary page."""
     from scanbench.render import render
 
-    render(args.spec, args.scores, _runs(args), args.scans, args.store, args.split, args.out)
+    render(
+        args.spec, args.scores, _runs(args), args.scans, args.store, args.split, args.out,
+        people=args.agreement,
+    )  # fmt: skip
 
 
 def protocols(args: Arguments) -> None:
@@ -321,6 +331,15 @@ def parser() -> argparse.ArgumentParser:
         help="predict the scans without label of the tested groups, instead of the test part",
     )
     scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
+    compared = command(
+        "agreement",
+        agreement,
+        {
+            **trained_on,
+            "scans": "scans folder, from ingest, with people's scores in its manifest",
+            "out": "folder of tables to write",
+        },
+    )
     drawn = command(
         "render",
         render,
@@ -331,8 +350,9 @@ def parser() -> argparse.ArgumentParser:
             "out": "folder to write figures, tables and the summary page into",
         },
     )
+    drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
-    for sub in (scored, drawn, beside):
+    for sub in (scored, compared, drawn, beside):
         sub.add_argument(
             "--results",
             type=Path,
@@ -376,7 +396,7 @@ def parser() -> argparse.ArgumentParser:
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, applied, watched):
+    for sub in (simulated, fetched, read, compared, applied, watched):
         sub.add_argument(
             "--study",
             choices=STUDIES,

@@ -151,6 +151,32 @@ def evaluate_spec(config: Config, comparison: str) -> str:
     )
 
 
+def has_people(config: Config, comparison: str) -> bool:
+    """Return whether models can be compared with people: a score sheet, and groups held out."""
+    wanted = config["comparisons"][comparison]
+    return config["datasets"][wanted["dataset"]]["source"] == "spm-toolbox" and config["splits"][
+        wanted["split"]
+    ]["scheme"] in ("kfold", "fixed")
+
+
+def agreement_spec(config: Config, comparison: str) -> str:
+    """Return what comparing models with people depends on."""
+    wanted = config["comparisons"][comparison]
+    chosen = config["evaluation"]
+    return canonical_json(
+        {
+            **{key: chosen[key] for key in ("bootstrap", "confidence", "seed")},
+            "merge": config["datasets"][wanted["dataset"]]["labels"]["merge"],
+            "comparison": comparison,
+            "dataset": wanted["dataset"],
+            "split": wanted["split"],
+            "experiments": wanted["experiments"],
+            "folds": folds(config["splits"][wanted["split"]]),
+            "seeds": wanted["seeds"],
+        }
+    )
+
+
 def render_spec(config: Config, comparison: str) -> str:
     """Return what the figures and the summary of a comparison depend on."""
     wanted = config["comparisons"][comparison]

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ TABLE_COLUMNS = {
     "calibration": "experiment bin_low bin_high confidence accuracy count",
     "groups": "experiment group scans metric value",
     "examples": "experiment scan_id label predicted p_label p_predicted kind",
+    "stopping": "experiment patience threshold wrong_stops saved lines_spent",
+    "stops": "experiment limit figure value low high",
+}
+PEOPLE_COLUMNS = {
+    "people": "scope reading class probability low high rate scans both one unknown",
+    "agreement": "experiment reading class people model difference difference_low difference_high",
+    "ceiling": "reader labels metric class value low high scans",
+    "errors": "experiment by value scans errors rate low high",
 }
 HISTORY_COLUMNS = "epoch train_loss train_accuracy val_loss val_accuracy"
 MANIFEST_COLUMNS = "scan_id group lines pixels planned_lines width_m height_m label excluded"
@@ -72,6 +80,8 @@ class Material:
         `split.json`.
     store
         The scans.
+    people
+        Name of a table of the agreement stage → the table; empty where people are not known.
     """
 
     spec: Mapping[str, Any]
@@ -85,6 +95,7 @@ class Material:
     rejected: pd.DataFrame
     split: Mapping[str, Any]
     store: Store
+    people: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def experiments(self) -> list[str]:
@@ -132,6 +143,7 @@ def render(
     store: str | Path,
     split: str | Path,
     out: str | Path,
+    people: str | Path | None = None,
 ) -> None:
     """Draw a comparison's figures and write its tables and its summary page.
 
@@ -150,6 +162,8 @@ def render(
     out
         Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html` and
         `render.json`. The same inputs give the same bytes, but for the times in `render.json`.
+    people
+        Folder that agreement wrote, if the data set tells what people named.
 
     Raises
     ------
@@ -167,9 +181,16 @@ def render(
     (out / "render.json").unlink(missing_ok=True)
     with Store(store) as opened:
         material = _read(spec, Path(scores), folders, Path(scans), opened, Path(split))
+        if people is not None:
+            tables_of_people = {
+                n: _csv(Path(people) / f"{n}.csv", columns) for n, columns in PEOPLE_COLUMNS.items()
+            }
+            material = replace(material, people=tables_of_people)
         study = _study_figures(opened.study)
         drawings = [*study.drawings(material), *_drawings(material)]
     files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
+    if people is not None:
+        files |= {f"agreement/{n}.csv": Path(people) / f"{n}.csv" for n in PEOPLE_COLUMNS}
     used = {"scores/evaluate.json", "split.json"}.union(*(d.inputs for d in drawings))
     record = provenance.record(spec, inputs={n: files[n] for n in sorted(used)}, started=started)
 
@@ -339,6 +360,12 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         tables.part_table(material.split["counts"], material.classes),
         tables.audit_table(material.split["audit"]),
     ]
+    if material.people:
+        made += [
+            tables.people_table(material.people["agreement"]),
+            tables.ceiling_table(material.people["ceiling"]),
+            tables.error_table(material.people["errors"]),
+        ]
     return {table.name: table for table in made}
 
 
@@ -368,6 +395,22 @@ def _drawings(material: Material) -> list[Drawing]:
             "Dotted: guessing.",
             figure=plotting.by_lines(scores["metrics"], names, chance),
             inputs=["scores/metrics.csv"],
+        ),
+        Drawing(
+            name="stopping",
+            title="What stopping early saves",
+            caption="A rule stops a scan once the probability of the bad classes has reached a "
+            "threshold in so many answers in a row. Curves: the best that any threshold and any "
+            "patience could do on these scans, with hindsight (all seeds). Markers: rules chosen, "
+            "for a wanted share of good scans stopped, on the scans of all other folds, with the "
+            f"{level} interval from resampling groups and seeds.",
+            figure=plotting.trade_offs(
+                scores["stopping"],
+                scores["stops"],
+                names,
+                material.evaluation["settings"].get("stop_classes", ()),
+            ),
+            inputs=["scores/stopping.csv", "scores/stops.csv"],
         ),
         Drawing(
             name="differences",

@@ -17,13 +17,16 @@ from scanbench.plotting import METRIC_NAMES, number, plain, with_interval
 __all__ = [
     "ResultTable",
     "audit_table",
+    "ceiling_table",
     "class_table",
+    "error_table",
     "exclusion_table",
     "latex",
     "main_table",
     "markdown",
     "pair_table",
     "part_table",
+    "people_table",
     "write",
 ]
 
@@ -411,4 +414,80 @@ def audit_table(audit: Sequence[Mapping[str, Any]]) -> ResultTable:
         title="Leakage audit: what stands on both sides of the split.",
         raw=raw,
         shown=shown,
+    )
+
+
+def people_table(agreement: pd.DataFrame) -> ResultTable:
+    """Return the table of models against second volunteers, of `agreement.csv`."""
+    shown = []
+    for row in agreement.to_dict("records"):
+
+        def text(name: str, row: Any = row) -> str:
+            return with_interval(*(float(row[f"{name}{s}"]) for s in ("", "_low", "_high")))
+
+        shown.append(
+            {
+                "Experiment": row["experiment"],
+                "Class": row["class"] or "mean",
+                "Two columns, once each": row["reading"],
+                "Second volunteer": text("people"),
+                "Model": text("model"),
+                "Difference": text("difference"),
+                "Positive agreement, difference": text("positive_difference"),
+                "Names it (people)": number(float(row["people_rate"])),
+                "Names it (model)": number(float(row["model_rate"])),
+                "Scans": _count(float(row["scans"])),
+            }
+        )
+    return ResultTable(
+        name="agreement",
+        title="Models against people: how often a second volunteer, or the model at the "
+        "volunteers' own rate, names a class that a volunteer named",
+        raw=agreement,
+        shown=_shown(shown),
+    )
+
+
+def ceiling_table(ceiling: pd.DataFrame) -> ResultTable:
+    """Return the table of what readers reach on labels of one or more volunteers."""
+    macro = ceiling[ceiling["class"].fillna("") == ""]
+    shown = []
+    for (reader, labels), rows in macro.groupby(["reader", "labels"], sort=False):
+        by = rows.set_index("metric")
+        cells = {
+            name: _interval(by.loc[metric]) if metric in by.index else ""
+            for metric, name in (
+                ("auroc", "AUROC"), ("balanced_accuracy", "Balanced accuracy"),
+                ("accuracy", "Accuracy"), ("unanimous", "Unanimous"),
+            )
+        }  # fmt: skip
+        count = _count(float(rows["scans"].iloc[0]))
+        shown.append({"Reader": str(reader), "Labels of": str(labels), **cells, "Scans": count})
+    return ResultTable(
+        name="ceiling",
+        title="What readers reach on labels as noisy as these (estimates; assumptions in "
+        "docs/protocol.md)",
+        raw=ceiling,
+        shown=_shown(shown),
+    )
+
+
+def error_table(errors: pd.DataFrame) -> ResultTable:
+    """Return the table of where the errors of each experiment lie."""
+    shown = [
+        {
+            "Experiment": row["experiment"],
+            "By": row["by"],
+            "Which": row["value"],
+            "Scans": _count(float(row["scans"])),
+            "Error rate": with_interval(*(float(row[k]) for k in ("rate", "low", "high"))),
+        }
+        for row in errors.to_dict("records")
+        if row["by"] != "group"
+    ]
+    return ResultTable(
+        name="errors",
+        title="Where errors lie (each group is in the CSV file)",
+        raw=errors,
+        shown=_shown(shown),
     )

@@ -16,8 +16,8 @@ from scanbench.render import render
 from scanbench.tipstate.figures import line_answers
 
 FIGURES = {
-    "calibration", "confusion", "dataset", "differences", "examples", "groups", "learning",
-    "lines", "roc", "scans",
+    "agreement", "calibration", "confusion", "dataset", "differences", "examples", "groups",
+    "learning", "lines", "roc", "scans", "stopping",
 }  # fmt: skip
 TABLES = {"audit", "classes", "costs", "exclusions", "main", "pairs", "split"}
 HOSTILE = "<script>alert(1)</script>"
@@ -131,3 +131,41 @@ def test_a_scan_that_is_followed_from_its_first_line_shows_every_answer() -> Non
          **{f"p_{c}": 0.25 for c in CLASSES}}
     )  # fmt: skip
     assert list(line_answers(table, "s", CLASSES).index) == [5, 9, 20]
+
+
+def test_the_page_shows_models_against_people_where_people_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = write(tmp_path, ("causal-full",), seeds=1, per_group=10)
+    people = tmp_path / "agreement"
+    people.mkdir()
+    ends = {f"{name}{end}": 0.5 for name in ("people", "model", "difference", "positive_model",
+            "positive_difference") for end in ("", "_low", "_high")}  # fmt: skip
+    rows = [
+        {"experiment": "causal-full", "reading": how, "class": name, **ends, "people_rate": 0.2,
+         "model_rate": 0.2, "seeds": 1, "groups": 6, "scans": 9, "unlabelled": 2}
+        for how in ("fewest", "most", "likely") for name in ("rows", "")
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(people / "agreement.csv", index=False)
+    ends = {"low": 0.1, "high": 0.9, "scans": 9}
+    pd.DataFrame(
+        [{"scope": "all", "reading": "fewest", "class": "rows", "probability": 0.7, **ends,
+          "rate": 0.2, "groups": 6, "both": 3, "one": 2, "unknown": 0}]
+    ).to_csv(people / "people.csv", index=False)  # fmt: skip
+    pd.DataFrame(
+        [{"reader": "second volunteer", "labels": "one volunteer", "metric": "auroc", "class": "",
+          "value": 0.7123, **ends}]
+    ).to_csv(people / "ceiling.csv", index=False)  # fmt: skip
+    pd.DataFrame(
+        [{"experiment": "causal-full", "by": "responses", "value": "3+", "errors": 2, "rate": 0.2,
+          **ends}]
+    ).to_csv(people / "errors.csv", index=False)  # fmt: skip
+    monkeypatch.setattr(plotting.save, "__defaults__", (("svg",),))
+    render(**arguments, out=tmp_path / "out", people=people)
+    page = (tmp_path / "out/summary.html").read_text(encoding="utf-8")
+    assert 'id="people"' in page
+    assert "0.712" in page
+    record = json.loads((tmp_path / "out/render.json").read_text())
+    assert set(record["figures"]["agreement"]) == {"agreement/agreement.csv"}
+    for name in ("agreement", "ceiling", "errors"):
+        assert (tmp_path / f"out/tables/{name}.csv").is_file()

@@ -73,7 +73,7 @@ def test_slurm_profile_plans_as_typed_and_asks_for_one_gpu_where_one_is_used(
     by_rule = resources(done.stdout + done.stderr)
     assert set(by_rule) >= {"fetch", "ingest", "convert", "split", "train", "predict", "evaluate"}
     for rule, jobs in by_rule.items():
-        on_gpu = rule in ("train", "predict")
+        on_gpu = rule in ("train", "predict", "predict_unlabelled")
         for job in jobs:
             # The plugin turns `gpu` into `--gpus`; beside it, `gres` would ask a second time.
             assert job.get("gpu") == ("1" if on_gpu else None)

@@ -107,6 +107,28 @@ def predictions(wildcards):
     ]
 
 
+def unlabelled(wildcards):
+    """List the predictions of scans without label that comparing with people needs."""
+    return [
+        f"results/{plan.RUN.format(**run)}/unlabelled.parquet"
+        for run in plan.runs(config, wildcards.comparison)
+    ]
+
+
+def comparison_people(wildcards):
+    """Give the tables of people and models, where the data set tells what people named."""
+    if plan.has_people(config, wildcards.comparison):
+        return [f"results/comparisons/{wildcards.comparison}/agreement"]
+    return []
+
+
+def people_option(wildcards):
+    """Give the option that names the tables of people and models, if there are any."""
+    return [
+        part for path in comparison_people(wildcards) for part in ("--agreement", path)
+    ]
+
+
 def histories(wildcards):
     """List the training records that a comparison shows."""
     return [

@@ -4,6 +4,7 @@ FIGURES = (
     "dataset",
     "scans",
     "lines",
+    "stopping",
     "differences",
     "groups",
     "roc",
@@ -11,6 +12,7 @@ FIGURES = (
     "calibration",
     "learning",
     "examples",
+    "agreement",
 )
 
 
@@ -22,6 +24,7 @@ rule render:
         scans=comparison_scans,
         store=comparison_store,
         split=comparison_split,
+        people=comparison_people,
         code=code("scanbench.render", f"scanbench.{config['study']}.figures"),
     output:
         **{
@@ -54,6 +57,7 @@ rule render:
         "../../envs/scanbench.yaml"
     params:
         spec=lambda wildcards: plan.render_spec(config, wildcards.comparison),
+        people=people_option,
     shell:
-        "scanbench render --spec {params.spec:q} {input.scores:q} {input.scans:q} {input.store:q}"
+        "scanbench render {params.people:q} --spec {params.spec:q} {input.scores:q} {input.scans:q} {input.store:q}"
         " {input.split:q} $(dirname {output.summary:q}) 2>&1 | tee -i {log:q}"

@@ -2,9 +2,9 @@
 
 A score sheet tells of each column what share of a scan's volunteers named it. So it tells how many
 named a column, but not who: what a volunteer named is known where there was one, or where all
-agreed. Two columns of one class, each named once, came from one volunteer or from two, so the number
-that named the class has a lower and an upper bound (`Namings`); who named what together is filled in
-from scans with one response (`completions`).
+agreed. Two columns of one class, each named once, came from one volunteer or from two, so the
+number that named the class has a lower and an upper bound (`Namings`); who named what together is
+filled in from scans with one response (`completions`).
 
 Shape suffixes: N scans, K columns of the sheet, C classes, O outcomes (the classes, and "several or
 none"), S seeds, U units (groups), B weightings of units, T trials.
@@ -73,7 +73,7 @@ UNSEEN = 0.5
 
 #: Draws of a scan's distribution of namings, for the reader who knows it; and in each refit, of
 #: which there are so many, for its interval.
-DRAWS, REFIT_DRAWS, REFITS = 20, 2, 100
+DRAWS, REFIT_DRAWS, REFITS = 20, 2, 50
 
 #: Distributions whose labels are enumerated at once.
 CHUNK = 2_000
@@ -82,10 +82,10 @@ CHUNK = 2_000
 LEVELS = 400
 
 #: Steps of the grid of distributions in `noise_bound`.
-STEPS = 12
+STEPS = 10
 
 #: Resamples behind the interval of `noise_bound`, each of which solves linear programs.
-BOUND_RESAMPLES = 200
+BOUND_RESAMPLES = 50
 
 
 # ---------------------------------------------------------------------------------------------
@@ -358,7 +358,9 @@ def named_by_model(
         mine = np.flatnonzero(fold_N == fold)
         others = np.flatnonzero(fold_N != fold) if len(folds) > 1 else mine
         weight_BM = weight_BU[:, unit_N[others]]
-        share_BC = (weight_BM @ named_NC[others]) / (2 * weight_BM.sum(axis=1)[:, None])
+        scans_B1 = weight_BM.sum(axis=1, keepdims=True)
+        named_BC = weight_BM @ named_NC[others]
+        share_BC = _ratio(named_BC, np.broadcast_to(2 * scans_B1, named_BC.shape))
         named = np.stack(
             [
                 p_NC[mine, c] >= thresholds(p_NC[others, c], share_BC[:, c], weight_BM)[:, None]
@@ -637,16 +639,21 @@ def perfect_reader(
         Of the distributions of each scan.
     """
     classes = ways.named_N[0][1].shape[2]
-    unit, theta = [], []
-    for u, (weight_W, named_WVC) in zip(ways.unit_N, ways.named_N, strict=True):
-        ways_D = rng.choice(len(weight_W), size=draws, p=weight_W)
-        for set_V in set_numbers(named_WVC)[ways_D]:
-            votes_Q = np.bincount(set_V, minlength=len(mean_Q))
-            # Gamma draws of tiny shape may all be 0; the floor is far below any level of a score.
-            drawn_Q = rng.gamma(alpha * mean_Q + votes_Q) + 1e-12
-            unit.append(int(u))
-            theta.append(drawn_Q / drawn_Q.sum())
-    theta_MQ = np.array(theta)
+    # Scans of equal counts have the same ways and are drawn together.
+    alike: dict[int, list[int]] = {}
+    for n, (weight_W, _) in enumerate(ways.named_N):
+        alike.setdefault(id(weight_W), []).append(n)
+    units, votes = [], []
+    for own in alike.values():
+        weight_W, named_WVC = ways.named_N[own[0]]
+        votes_WQ = np.eye(len(mean_Q))[set_numbers(named_WVC)].sum(axis=1)
+        drawn = rng.choice(len(weight_W), size=len(own) * draws, p=weight_W)
+        units.append(np.repeat(ways.unit_N[own], draws))
+        votes.append(votes_WQ[drawn])
+    unit_M = np.concatenate(units)
+    # Gamma draws of tiny shape may all be 0; the floor is far below any level of a score.
+    theta_MQ = rng.gamma(alpha * mean_Q + np.concatenate(votes)) + 1e-12
+    theta_MQ /= theta_MQ.sum(axis=1, keepdims=True)
     chance_RMC = [label_chances(theta_MQ, responses, classes) for responses in scans_R]
     # As many labels of each number of volunteers as there are.
     part_RMC = [
@@ -661,8 +668,8 @@ def perfect_reader(
         # Each draw stands for all labels that it may give, by their chance.
         trials.append(
             Trials(
-                unit_T=np.repeat(unit, classes),
-                label_T=np.tile(np.arange(classes), len(unit)),
+                unit_T=np.repeat(unit_M, classes),
+                label_T=np.tile(np.arange(classes), len(unit_M)),
                 choice_TC=np.repeat(np.eye(classes)[best_M], classes, axis=0),
                 score_TC=np.repeat(score_MC, classes, axis=0),
                 weight_T=part_MC.ravel(),
@@ -713,7 +720,7 @@ def noise_bound(joint_OO: Floats, steps: int = STEPS, *, balanced: bool = True) 
         b_eq=joint_OO[a, b],
         method="highs",
     )
-    if not done.success or done.x[len(gain_G) :].sum() > 1e-3:
+    if done.x is None or done.x[len(gain_G) :].sum() > 1e-3:
         return math.nan
     return float(min(1.0, gain_G @ done.x[: len(gain_G)]))
 

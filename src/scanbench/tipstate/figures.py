@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -25,8 +26,10 @@ from scanbench.plotting import (
     DOUBLE,
     GREY,
     MM,
+    PALE,
     SINGLE,
     Sheet,
+    experiment_styles,
     message,
     plain,
     styled,
@@ -41,6 +44,7 @@ __all__ = [
     "dataset_glance",
     "drawings",
     "line_answers",
+    "people_and_models",
     "scan_answers",
     "scans_by_class",
 ]
@@ -471,7 +475,100 @@ def drawings(material: Material) -> list[Drawing]:
                 *runs,
             ],
         ),
+        Drawing(
+            name="agreement",
+            title="Models against people",
+            caption="Held-out scans with exactly two responses. Left: of the volunteers who named "
+            "a class, the share whose fellow volunteer did so too (black), and for whose scans the "
+            "model did. Each model names a class as often as volunteers do: its threshold is found "
+            "on the held-out scans of other folds. Right: the difference, on the same scans; "
+            f"intervals ({_level(material)}) resample groups and seeds. Where two columns of one "
+            "class were named once each, the sheet does not tell if by one volunteer (filled; left "
+            "panel) or by two (open); the grey bar spans what people reach in between. The scans "
+            "that people disagree on, and so have no label, count.",
+            figure=people_and_models(material.people["agreement"], material.experiments)
+            if material.people
+            else message(
+                "No comparison with people: the data set does not tell what people named."
+            ),
+            inputs=["agreement/agreement.csv"] if material.people else [],
+        ),
     ]
+
+
+def _level(material: Material) -> str:
+    return f"{float(material.evaluation['settings']['confidence']):.0%}"
+
+
+@styled
+def people_and_models(agreement: pd.DataFrame, experiments: Sequence[str]) -> Sheet:
+    """Draw, per class, how often a model and a second volunteer name what a volunteer named.
+
+    Parameters
+    ----------
+    agreement
+        `agreement.csv`.
+    experiments
+        Names, in the order shown.
+    """
+    rows = agreement[agreement["experiment"].isin(list(experiments))]
+    if rows.empty:
+        return message("No comparison with people: the data set does not tell what people named.")
+    rows = rows.assign(name=rows["class"].where(rows["class"].fillna("") != "", "mean of classes"))
+    names = list(dict.fromkeys(rows["name"]))
+    shown = [name for name in experiments if name in set(rows["experiment"])]
+    styles = experiment_styles(experiments)
+    figure = Sheet(DOUBLE, (16 + len(names) * (5 + 3.2 * (len(shown) + 1))) * MM)
+    left, right = figure.body.subplots(1, 2, sharey=True)
+    ticks = []
+    step = len(shown) + 2.5
+    for i, name in enumerate(names):
+        of_class = rows[rows["name"] == name]
+        people = of_class.drop_duplicates("reading").set_index("reading")
+        y = i * step
+        ticks.append(y + (len(shown)) / 2)
+        span = people.loc["fewest", "people"], people.loc["most", "people"]
+        left.plot(span, (y, y), color=PALE, linewidth=5, solid_capstyle="butt", zorder=1)
+        fewest = people.loc["fewest"]
+        left.hlines(y, fewest["people_low"], fewest["people_high"], color="black", linewidth=1.0)
+        left.plot(fewest["people"], y, "D", color="black", markersize=4)
+        for k, experiment in enumerate(shown):
+            mine = of_class[of_class["experiment"] == experiment].set_index("reading")
+            style, at = styles[experiment], y + k + 1
+            value = mine.loc["fewest"]
+            left.hlines(
+                at, value["model_low"], value["model_high"], color=style.colour, linewidth=1
+            )
+            left.plot(value["model"], at, style.marker, color=style.colour)
+            for how, lift, face in (("fewest", -0.18, style.colour), ("most", 0.18, "white")):
+                value = mine.loc[how]
+                ends = value["difference_low"], value["difference_high"]
+                right.hlines(at + lift, *ends, color=style.colour, linewidth=0.8)
+                right.plot(
+                    value["difference"], at + lift, style.marker, color=style.colour,
+                    markerfacecolor=face, markersize=3,
+                )  # fmt: skip
+        if i:
+            for axes in (left, right):
+                axes.axhline(y - 0.9, color=PALE, linewidth=0.5)
+    right.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    left.set_yticks(ticks, [plain(name, 24) for name in names])
+    left.set_ylim(len(names) * step - 1, -1)
+    left.set_xlabel("P(names the class | a volunteer named it)")
+    right.set_xlabel("Model − second volunteer")
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(axis="x")
+    handles = [Line2D([], [], color="black", marker="D", markersize=4, linewidth=1.0)]
+    handles += [
+        Line2D([], [], color=styles[n].colour, marker=styles[n].marker, linewidth=1) for n in shown
+    ]
+    figure.body.legend(
+        handles, ["Second volunteer", *(plain(name, 30) for name in shown)],
+        loc="outside lower center", ncols=4,
+    )  # fmt: skip
+    return figure
 
 
 def _line_answering(material: Material) -> str:

@@ -1,0 +1,49 @@
+"""Models against people on the same footing, and the ceiling that noise in labels sets."""
+
+
+rule predict_unlabelled:
+    input:
+        store="results/data/{dataset}/store.h5",
+        split="results/data/{dataset}/splits/{split}.json",
+        weights=of_run("weights.safetensors"),
+        model=of_run("model.json"),
+        code=code("scanbench.prediction"),
+        model_code=model_code,
+    output:
+        predictions=of_run("unlabelled.parquet"),
+        provenance=of_run("unlabelled.json"),
+    log:
+        of_run("predict_unlabelled.log", below="results/logs"),
+    benchmark:
+        of_run("predict_unlabelled.tsv", below="results/benchmarks")
+    conda:
+        "../../envs/scanbench.yaml"
+    resources:
+        gpu=lambda wildcards: plan.gpus(config, wildcards),
+    shell:
+        "scanbench predict --unlabelled {input.store:q} {input.split:q} {input.weights:q}"
+        " {output.predictions:q} 2>&1 | tee -i {log:q}"
+
+
+rule agreement:
+    input:
+        predictions=predictions,
+        unlabelled=unlabelled,
+        scans=comparison_scans,
+        store=comparison_store,
+        split=comparison_split,
+        code=code(f"scanbench.{config['study']}.agreement"),
+    output:
+        directory("results/comparisons/{comparison}/agreement"),
+    log:
+        "results/logs/agreement/{comparison}.log",
+    benchmark:
+        "results/benchmarks/agreement/{comparison}.tsv"
+    conda:
+        "../../envs/scanbench.yaml"
+    params:
+        study=config["study"],
+        spec=lambda wildcards: plan.agreement_spec(config, wildcards.comparison),
+    shell:
+        "scanbench agreement --study {params.study} --spec {params.spec:q} {input.store:q}"
+        " {input.split:q} {input.scans:q} {output:q} 2>&1 | tee -i {log:q}"
