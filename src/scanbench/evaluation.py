@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scanbench import comparison, metrics
+from scanbench import comparison, metrics, stopping
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import replacing_folder, write_json
@@ -63,6 +63,13 @@ class Settings:
     baseline
         An experiment that each other is compared with, and with nothing else; None compares all
         pairs.
+    stop_classes
+        Classes for which a scan should be stopped early; those that the data do not have are
+        passed over, and with none left no stopping rule is judged.
+    stop_limits
+        Shares of the other scans that a rule may stop.
+    stop_patience
+        Numbers of answers in a row that a rule may wait for.
     classes, folds, seeds
         Where given, what store and predictions must hold.
     """
@@ -74,6 +81,9 @@ class Settings:
     ece_bins: int
     seed: int
     metrics: tuple[str, ...] = ("auroc", "balanced_accuracy")
+    stop_classes: tuple[str, ...] = ()
+    stop_limits: tuple[float, ...] = (0.01, 0.05)
+    stop_patience: tuple[int, ...] = (1, 2, 3)
     baseline: str | None = None
     classes: tuple[str, ...] | None = None
     folds: tuple[int, ...] | None = None
@@ -273,6 +283,7 @@ def evaluate(
         )
 
     readings: dict[str, list[Reading]] = {}
+    stops: dict[str, list[stopping.Courses]] = {}
     folds: set[int] = set()
     progress = tqdm(predictions.items(), desc="read predictions", unit="experiment")
     for name, paths in progress:
@@ -280,6 +291,7 @@ def evaluate(
         folds |= set(table["fold"].unique().tolist())
         _check_wanted(name, table, settings)
         readings[name] = _readings(table, classes, settings.lines, f"experiment {name!r}")
+        stops[name] = _courses(table, held_out, settings)
     check_same_rows({name: own[0] for name, own in readings.items()})
 
     shared = next(iter(readings.values()))[0]
@@ -309,6 +321,7 @@ def evaluate(
             [_examples(name, own.reading, classes) for name, own in scored.items()],
             ignore_index=True,
         ),
+        **_stopping(stops, settings),
     }
 
     pairs = len(pairs_of(scored, settings.baseline))
@@ -348,6 +361,50 @@ def evaluate(
                 folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n"
             )
         write_json(folder / "evaluate.json", summary)
+
+
+def _courses(table: pd.DataFrame, held_out: HeldOut, settings: Settings) -> list[stopping.Courses]:
+    """Return how scans went under each seed; nothing for a model that answers at their end only."""
+    bad = [name for name in held_out.classes if name in settings.stop_classes]
+    lines = held_out.scans["n_lines"]
+    early = table["lines_seen"].to_numpy() < lines.loc[table["scan_id"]].to_numpy()
+    if not bad or len(bad) == len(held_out.classes) or not early.any():
+        return []
+    return [stopping.courses(own, held_out.classes, bad, lines) for _, own in table.groupby("seed")]
+
+
+def _stopping(
+    stops: Mapping[str, Sequence[stopping.Courses]], settings: Settings
+) -> dict[str, pd.DataFrame]:
+    """Return the tables of what stopping rules save and spoil."""
+    kept = {name: own for name, own in stops.items() if own}
+    curves = [
+        stopping.trade_off(stopping.Courses.joined(own), patience).assign(experiment=name)
+        for name, own in kept.items()
+        for patience in settings.stop_patience
+    ]
+    tried = [
+        stopping.limits_table(
+            own,
+            settings.stop_limits,
+            settings.stop_patience,
+            resamples=settings.bootstrap,
+            confidence=settings.confidence,
+            seed=settings.seed,
+        ).assign(experiment=name)
+        for name, own in kept.items()
+    ]
+    return {
+        "stopping": _joined(curves, stopping.TRADE_OFF),
+        "stops": _joined(tried, stopping.LIMITS),
+    }
+
+
+def _joined(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    order = ["experiment", *columns]
+    if not frames:
+        return pd.DataFrame(columns=order)
+    return pd.concat(frames, ignore_index=True)[order]
 
 
 def _check_wanted(name: str, table: pd.DataFrame, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,10 @@ Ints = NDArray[np.int64]
 
 #: Thresholds that are tried lie at so many quantiles of the answers.
 THRESHOLDS = 400
+
+#: Columns of `trade_off` and of `limits_table`.
+TRADE_OFF = ("patience", "threshold", "wrong_stops", "saved", "lines_spent")
+LIMITS = ("limit", "figure", "value", "low", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,25 @@ class Courses:
     def __getitem__(self, scans: NDArray[np.bool_]) -> Courses:
         """Return some of the scans."""
         return Courses(**{name: getattr(self, name)[scans] for name in self.__dataclass_fields__})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Courses]) -> Courses:
+        """Return the scans of all parts in one, such as those of several seeds."""
+        answers = max(part.bad_NT.shape[1] for part in parts)
+
+        def padded(name: str, empty: float) -> NDArray[Any]:
+            own = [getattr(part, name) for part in parts]
+            wide = [((0, 0), (0, answers - a.shape[1])) for a in own]
+            return np.concatenate(
+                [np.pad(a, w, constant_values=empty) for a, w in zip(own, wide, strict=True)]
+            )
+
+        flat = ("lines_N", "is_bad_N", "group_N", "fold_N")
+        return cls(
+            bad_NT=padded("bad_NT", np.nan),
+            seen_NT=padded("seen_NT", 0),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in flat},
+        )
 
 
 def courses(
@@ -296,4 +320,4 @@ def limits_table(
                     np.nanquantile(value_B[1:], tails) if len(group) > 1 else (np.nan, np.nan)
                 )
                 rows.append((limit, figure, value_B[0], low, high))
-    return pd.DataFrame(rows, columns=["limit", "figure", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=list(LIMITS))

@@ -31,7 +31,8 @@ SAMPLES = {
     "windows": WINDOWS,
 }
 SKILL = {"whole": 1.0, "rolling": 2.5, "windows": 0.3}
-FILES = ["metrics", "pairs", "roc", "confusion", "calibration", "groups", "examples"]
+FILES = ["metrics", "pairs", "roc", "confusion", "calibration", "groups", "examples", "stopping",
+         "stops"]  # fmt: skip
 
 
 class Study:
@@ -120,6 +121,21 @@ def test_the_same_inputs_give_the_same_bytes(study):
         [*(f"{name}.csv" for name in FILES), "evaluate.json"]
     )
     assert [sha256_of(path) for path in first] == [sha256_of(path) for path in second]
+
+
+def test_stopping_is_judged_of_models_that_answer_while_a_scan_runs(study):
+    tables = study.evaluate(stop_classes=[CLASSES[3]], stop_limits=[0.1], stop_patience=[1, 2])
+    early = {name for name, samples in SAMPLES.items() if samples != ((0, (LINES,)),)}
+    assert set(tables["stopping"]["experiment"]) == set(tables["stops"]["experiment"]) == early
+    assert set(tables["stopping"]["patience"]) == {1, 2}
+    assert tables["stops"].groupby(["experiment", "figure"]).size().eq(1).all()
+
+
+def test_without_a_class_to_stop_for_no_rule_is_judged(study):
+    for classes in ([], ["no class of these data"], list(CLASSES)):
+        tables = study.evaluate(stop_classes=classes)
+        assert tables["stopping"].empty
+        assert tables["stops"].empty
 
 
 def test_values_are_means_over_seeds_of_the_references(study):
