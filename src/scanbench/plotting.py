@@ -53,6 +53,7 @@ __all__ = [
     "roc_curves",
     "save",
     "styled",
+    "trade_offs",
     "with_interval",
 ]
 
@@ -886,6 +887,67 @@ def group_dots(
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
     return figure
+
+
+@styled
+def trade_offs(
+    trade_off: pd.DataFrame, limits: pd.DataFrame, experiments: Sequence[str], bad: Sequence[str]
+) -> Sheet:
+    """Draw what stopping early saves against what it spoils.
+
+    Lines are the best that any threshold and patience could do on these scans, chosen with
+    hindsight; a marker is what a rule did that was chosen on other scans.
+
+    Parameters
+    ----------
+    trade_off
+        `stopping.csv`.
+    limits
+        `stops.csv`.
+    experiments
+        Names, in the order of the legend.
+    bad
+        Classes that should be stopped.
+    """
+    styles = experiment_styles(experiments)
+    shown = _present(experiments, trade_off)
+    if not shown:
+        return message("No experiment answers before the end of a scan.")
+    figure = Sheet(SINGLE, 70 * MM)
+    axes = figure.body.subplots()
+    least = 1e-3
+    for name in shown:
+        style = styles[name]
+        rows = trade_off[trade_off["experiment"] == name].sort_values("wrong_stops", kind="stable")
+        x, y = rows["wrong_stops"].to_numpy(), np.maximum.accumulate(rows["saved"].to_numpy())
+        axes.step(
+            100 * x.clip(min=least), 100 * y, where="post", color=style.colour, linestyle=style.line
+        )
+        tried = limits[limits["experiment"] == name].set_index(["figure", "limit"])
+        for limit in sorted(set(limits["limit"])):
+            wrong, saved = tried.loc[("wrong_stops", limit)], tried.loc[("saved", limit)]
+            axes.errorbar(
+                100 * max(wrong["value"], least),
+                100 * saved["value"],
+                xerr=_reach(wrong, least),
+                yerr=_reach(saved, 0.0),
+                marker=style.marker, color=style.colour, linewidth=0.8, markersize=4,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(100 * least, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xticks([0.1, 1, 10, 100], ["≤ 0.1", "1", "10", "100"])
+    axes.grid()
+    axes.set_xlabel("Good scans stopped (%)")
+    axes.set_ylabel(f"Lines of bad scans saved (%)\nbad: {plain(', '.join(bad), 40)}")
+    _experiment_legend(figure, shown, styles, markers=True)
+    return figure
+
+
+def _reach(row: pd.Series, least: float) -> list[list[float]]:
+    """Return how far an interval reaches to either side of its value, in percent, [2, 1]."""
+    value, low, high = (max(float(row[key]), least) for key in ("value", "low", "high"))
+    return [[100 * max(value - low, 0.0)], [100 * max(high - value, 0.0)]]
 
 
 def _macro(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:

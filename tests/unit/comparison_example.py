@@ -17,10 +17,13 @@ import pandas as pd
 
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 LINES = 32
-PAIRS = (
-    "experiment_a", "experiment_b", "reading", "metric", "difference", "low", "high", "p", "p_holm",
-    "seeds", "groups", "scans",
-)  # fmt: skip
+#: Of tables that may have no rows.
+COLUMNS = {
+    "pairs": ["experiment_a", "experiment_b", "reading", "metric", "difference", "low", "high", "p",
+              "p_holm", "seeds", "groups", "scans"],
+    "stopping": ["experiment", "patience", "threshold", "wrong_stops", "saved", "lines_spent"],
+    "stops": ["experiment", "limit", "figure", "value", "low", "high"],
+}  # fmt: skip
 GROUP_METRICS = ("auroc", "balanced_accuracy", "accuracy")
 NAMES = ("majority", "cnn-scan", "lrcn-w20", "causal-full")
 LONG_NAMES = (
@@ -257,6 +260,24 @@ def write(
                                      "p_label": mean[i, c],
                                      "p_predicted": mean[i, q], "kind": kind})  # fmt: skip
 
+    stopping, stops = [], []
+    for k, name in enumerate(n for n in names if n != "majority"):
+        for cut in np.linspace(0, 1, 9):
+            stopping.append(
+                {
+                    "experiment": name,
+                    "patience": 1,
+                    "threshold": 1 - cut,
+                    "wrong_stops": cut**2,
+                    "saved": 0.8 * cut,
+                    "lines_spent": 128 - 100 * cut,
+                }
+            )
+        for limit in (0.01, 0.05):
+            for figure, value in (("saved", limit**0.5 + 0.02 * k), ("wrong_stops", limit)):
+                stops.append({"experiment": name, "limit": limit, "figure": figure, "value": value,
+                              "low": 0.5 * value, "high": 1.5 * value})  # fmt: skip
+
     pairs = []
     macro = {(m["experiment"], m["metric"]): m["value"] for m in metrics
              if m["reading"] == "scan" and not m["class"]}  # fmt: skip
@@ -275,10 +296,9 @@ def write(
     for name, rows in {
         "metrics": metrics, "pairs": pairs, "roc": roc, "confusion": confusion,
         "calibration": calibration, "groups": by_group, "examples": examples,
+        "stopping": stopping, "stops": stops,
     }.items():  # fmt: skip
-        pd.DataFrame(rows, columns=PAIRS if name == "pairs" else None).to_csv(
-            tables / f"{name}.csv", index=False
-        )
+        pd.DataFrame(rows, columns=COLUMNS.get(name)).to_csv(tables / f"{name}.csv", index=False)
     (tables / "evaluate.json").write_text(
         json.dumps(
             {
