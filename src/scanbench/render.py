@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -259,9 +260,9 @@ def _read(
             spent.append(
                 {
                     "parameters": model["parameters"],
-                    "operations": model["operations"],
+                    "operations": model.get("operations", math.nan),  # not in older runs
                     "cpu_seconds": train["cpu_seconds"],
-                    "peak_memory_mb": train["peak_memory_mb"],
+                    "peak_memory_mb": train.get("peak_memory_mb", math.nan),
                     "predict_cpu_seconds": predict["cpu_seconds"],
                 }
             )
