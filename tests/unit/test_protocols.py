@@ -36,8 +36,8 @@ def metrics(shift: float) -> pd.DataFrame:
             for reading in ("scan", "lines")
             for cls in (None, "atoms")
         ],
-        columns=["experiment", "reading", "lines", "metric", "class", "value", "low", "high", "seeds",
-                 "groups", "scans", "rows"],
+        columns=["experiment", "reading", "lines", "metric", "class", "value", "low", "high",
+                 "seeds", "groups", "scans", "rows"],
     )  # fmt: skip
 
 
