@@ -117,9 +117,11 @@ def table(spec: Mapping[str, Any], raw: pd.DataFrame) -> ResultTable:
     """Return the table as people read it: a row for each experiment and metric."""
     labels = {wanted["comparison"]: label(wanted) for wanted in spec["comparisons"]}
     shown = [
-        {"Experiment": experiment, "Metric": METRIC_NAMES[metric]}
+        {"Experiment": experiment, "Metric": METRIC_NAMES[str(metric)]}
         | {
-            labels[row["comparison"]]: plotting.with_interval(row["value"], row["low"], row["high"])
+            labels[str(row["comparison"])]: plotting.with_interval(
+                row["value"], row["low"], row["high"]
+            )
             for row in rows.to_dict("records")
         }
         for (experiment, metric), rows in raw.groupby(["experiment", "metric"], sort=False)

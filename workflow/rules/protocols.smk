@@ -9,13 +9,13 @@ rule protocols:
         ],
         code=code("scanbench.protocols"),
     output:
-        report(
+        figure=report(
             "results/side-by-side/{name}/protocols.svg",
             caption="../report/protocols.rst",
             category="{name}",
             labels={"result": "protocols side by side"},
         ),
-        report(
+        table=report(
             "results/side-by-side/{name}/protocols.csv",
             caption="../report/protocols.rst",
             category="{name}",
@@ -30,5 +30,5 @@ rule protocols:
     params:
         spec=lambda wildcards: plan.protocols_spec(config, wildcards.name),
     shell:
-        "scanbench protocols --spec {params.spec:q} $(dirname {output[0]:q})"
+        "scanbench protocols --spec {params.spec:q} $(dirname {output.figure:q})"
         " 2>&1 | tee -i {log:q}"
