@@ -290,6 +290,22 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             "config: experiments.vit.base: a circle (vit → vit); let one of them stand on its own",
         ),
         (("experiments", "vit"), {"base": 3}, "config: experiments.vit"),
+        (
+            ("side_by_side", "leakage", "comparisons"),
+            ["leakage-session", "leakage-random"],
+            "config: side_by_side.leakage.comparisons: no comparison 'leakage-session'; "
+            "did you mean 'leakage-sessions'?",
+        ),
+        (
+            ("comparisons", "leakage-random", "experiments"),
+            ["vit"],
+            "is an experiment of only one of 'leakage-sessions' and 'leakage-random'",
+        ),
+        (
+            ("side_by_side", "simulated"),
+            {"title": "x", "comparisons": ["leakage-sessions", "leakage-random"]},
+            "config: side_by_side.simulated: a comparison has this name; give it another",
+        ),
         (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),
         (

@@ -53,6 +53,18 @@ def test_the_full_study_plans_exactly_its_runs(project: Project) -> None:
     assert counts["train"] == counts["predict"] == str(8 * 5 * 3)
 
 
+def test_what_leakage_is_worth_plans_three_splits_of_one_data_set(project: Project) -> None:
+    done = project.run(
+        *("snakemake", "--dry-run", "--quiet", "rules"),
+        *("--configfile", "config.yaml", "config/leakage.yaml"),
+    )
+    counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    once = ("ingest", "convert", "copies", "protocols")
+    assert [counts[rule] for rule in once] == ["1"] * len(once)
+    assert counts["split"] == counts["evaluate"] == "3"
+    assert counts["train"] == str(7 * 3 * 3)
+
+
 def resources(text: str) -> dict[str, list[dict[str, str]]]:
     """Read the resources of every job from what a dry run prints, by rule."""
     found: dict[str, list[dict[str, str]]] = {}
