@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -120,14 +120,7 @@ def onnx_step(model: nn.Module, pixels: int) -> onnx.ModelProto:
     """Return a model's step: inputs `line` and the state, outputs `next_<name>` for each of it."""
     step = Step(model).eval()
     state = tuple(step.model.initial_state().values())
-    # The exporter tells of each of its passes, on stdout and by logging.
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        torch.inference_mode(False),
-    ):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _quiet():
         program = torch.onnx.export(
             step,
             (torch.zeros(pixels), *state),
@@ -163,24 +156,31 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
+    with TemporaryDirectory() as folder, _quiet():
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        onnx.save_model(model, before)
+        quantize_dynamic(
+            before,
+            after,
+            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            # 7 bits: products of 8 overflow on processors without VNNI instructions.
+            reduce_range=True,
+        )
+        return onnx.load_model(after)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter and the quantiser tell of their passes, in three ways."""
+    logging.disable(logging.WARNING)
     try:
-        with TemporaryDirectory() as folder:
-            before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
-            onnx.save_model(model, before)
-            quantize_dynamic(
-                before,
-                after,
-                op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                # 7 bits: products of 8 overflow on processors without VNNI instructions.
-                reduce_range=True,
-            )
-            return onnx.load_model(after)
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logging.getLogger().setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def _read_metrics(path: Path | None, meta: Mapping[str, Any]) -> pd.DataFrame | None:

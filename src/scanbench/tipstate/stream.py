@@ -143,7 +143,7 @@ class Recorder:
     Parameters
     ----------
     folder
-        New, empty, or of an earlier recording, which is replaced.
+        New or empty.
     monitor
         Whose events are recorded.
     """
@@ -151,17 +151,17 @@ class Recorder:
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: is not empty; give --record a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.monitor = folder, monitor
-        self.scans = 0
+        self.scans = 0  # nothing is written before the first
         self.rows: list[Event] = []
 
     def __enter__(self) -> Recorder:
-        self.file = (self.folder / RECORDING).open("w", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
         # Also when the stream is stopped or fails: what was seen until then is worth keeping.
+        if not self.scans:
+            return
         self.file.close()
         self._draw()
         with replacing(self.folder / "lines.csv") as part:
@@ -171,11 +171,14 @@ class Recorder:
     def received(self, items: Iterable[Item]) -> Iterator[Item]:
         """Pass the items of a source on, each written down before anything is made of it."""
         for item in items:
-            self.file.write(to_json(item) + "\n")
-            self.file.flush()
             if isinstance(item, ScanInfo):
+                if not self.scans:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self.file = (self.folder / RECORDING).open("w", encoding="utf-8")
                 self._draw()
                 self.scans += 1
+            self.file.write(to_json(item) + "\n")
+            self.file.flush()
             yield item
 
     def note(self, event: Event) -> None:
