@@ -141,7 +141,7 @@ def drawing(spec: Mapping[str, Any], raw: pd.DataFrame) -> Sheet:
     """Draw each experiment's metrics under each protocol, with intervals."""
     experiments: Sequence[str] = spec["experiments"]
     comparisons = spec["comparisons"]
-    figure = Sheet(DOUBLE, (16 + 4.2 * len(experiments) * max(2, len(comparisons)) / 2) * MM)
+    figure = Sheet(DOUBLE, (16 + (2 + 2.6 * len(comparisons)) * len(experiments)) * MM)
     panels = figure.body.subplots(1, len(METRICS), squeeze=False, sharey=True).ravel()
     handles: dict[str, Any] = {}
     for axes, metric in zip(panels, METRICS, strict=True):
