@@ -89,6 +89,18 @@ def test_the_first_fit_classifies_at_once_and_the_same_each_time() -> None:
     assert (found[0][:, 0].argmax(1).numpy() == label).mean() > 0.95
 
 
+@pytest.mark.parametrize("name", ["efficientnet", "efficientnet-linear"])
+def test_two_classes_and_a_class_without_samples_are_fitted_too(name: str) -> None:
+    x, n_lines, label, _ = training_set()
+    for classes, taken in ((2, label < 2), (CLASSES, label < 2)):
+        options = {"inverse_regularisation": 0.1}
+        model = models.build(name, options, lines=40, pixels=48, classes=classes)
+        model.initialise(x[taken], n_lines[taken], label[taken], np.ones(classes), seed=0)
+        with torch.inference_mode():
+            found = model.eval()(torch.from_numpy(x[taken]), torch.from_numpy(n_lines[taken]))
+        assert (found[:, 0].argmax(1).numpy() == label[taken]).mean() > 0.95
+
+
 @pytest.mark.parametrize("stages", [0, 3, 7])
 def test_frozen_stages_do_not_move_and_all_others_do(stages: int) -> None:
     model = small(frozen_stages=stages).train()

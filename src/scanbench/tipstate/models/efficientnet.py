@@ -165,10 +165,18 @@ class Model(nn.Module):
             class_weight=dict(enumerate(class_weights_C.tolist())),
             max_iter=300,
         ).fit(self._standardised(feature_NF).numpy(), labels_N[drawn])
-        if len(regression.classes_) == len(class_weights_C) > 2:
-            with torch.no_grad():
-                self.head.weight.copy_(torch.from_numpy(regression.coef_))
-                self.head.bias.copy_(torch.from_numpy(regression.intercept_))
+        coefficient = torch.from_numpy(regression.coef_).float()
+        intercept = torch.from_numpy(regression.intercept_).float()
+        if len(regression.classes_) == 2:  # one row, for the second class against the first
+            coefficient = torch.cat([-coefficient, coefficient]) / 2
+            intercept = torch.cat([-intercept, intercept]) / 2
+        present = torch.from_numpy(regression.classes_)
+        with torch.no_grad():
+            # A class of which no sample was drawn begins as good as impossible.
+            self.head.weight.zero_()
+            self.head.bias.fill_(-30.0)
+            self.head.weight[present] = coefficient
+            self.head.bias[present] = intercept
 
     @torch.no_grad()
     def _features(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
