@@ -3,8 +3,8 @@
 A rule stops a scan once the probability of the bad classes has reached a threshold in so many
 answers in a row. It is judged as the operator feels it: the lines of bad scans that it saves,
 against the good scans that it stops. The threshold for a wanted rate of wrong stops is chosen on
-the held-out scans of all other folds and tried on those of one fold, so that no scan has a say in
-the rule that it is judged by.
+the held-out scans of all other folds and tried on those of one fold, so that no answer about a scan
+has a say in the rule that the scan is judged by. (Models of the other folds were trained on it.)
 
 Shape suffixes: N scans, T answers, H thresholds, B resamples, K groups, S seeds.
 """
@@ -149,13 +149,11 @@ def stops(course: Courses, threshold_H: Floats, patience: int) -> Ints:
         )
         lasting_NT = np.minimum(before_NT, course.bad_NT)
     reached_NT = np.fmax.accumulate(lasting_NT, axis=1)
-    scanned_NH = np.empty((len(course.lines_N), len(threshold_H)), np.int64)
-    for h, threshold in enumerate(threshold_H):
-        over_NT = reached_NT >= threshold
-        first_N = over_NT.argmax(axis=1)
-        at_N = np.take_along_axis(course.seen_NT, first_N[:, None], axis=1)[:, 0]
-        scanned_NH[:, h] = np.where(over_NT.any(axis=1), at_N, course.lines_N)
-    return scanned_NH
+    # It rises, so the first answer that reaches a threshold is found by bisection.
+    first_NH = np.stack([np.searchsorted(reached_T, threshold_H) for reached_T in reached_NT])
+    answers = course.bad_NT.shape[1]
+    at_NH = np.take_along_axis(course.seen_NT, first_NH.clip(max=answers - 1), axis=1)
+    return np.where(first_NH < answers, at_NH, course.lines_N[:, None])
 
 
 def stopped_early(scanned_NH: Ints, lines_N: Ints) -> NDArray[np.bool_]:
@@ -235,43 +233,53 @@ def trade_off(course: Courses, patience: int) -> pd.DataFrame:
     )
 
 
-def rule_for(course: Courses, limit: float, patience: Sequence[int]) -> tuple[float, int]:
-    """Return the threshold and patience that save most on these scans within a limit.
+def rules_for(
+    course: Courses, limits: Sequence[float], patience: Sequence[int]
+) -> list[tuple[float, int]] | None:
+    """Return, for each limit, the threshold and patience that save most on these scans within it.
 
-    Of rules that save alike, the one with fewer wrong stops, then the higher threshold.
+    Of rules that save alike, the one with fewer wrong stops, then the higher threshold. Without
+    both good and bad scans there is nothing to choose by: None.
 
     Parameters
     ----------
     course
         Scans to choose on.
-    limit
-        Largest share of good scans that may be stopped.
+    limits
+        Largest shares of good scans that may be stopped.
     patience
         Values to choose from.
     """
-    tried = pd.concat([trade_off(course, m) for m in patience], ignore_index=True)
-    allowed = tried[tried["wrong_stops"] <= limit]
-    best = allowed.sort_values(
+    if not course.is_bad_N.any() or course.is_bad_N.all():
+        return None
+    tried = pd.concat([trade_off(course, m) for m in patience], ignore_index=True).sort_values(
         ["saved", "wrong_stops", "threshold"], ascending=[False, True, False], kind="stable"
-    ).iloc[0]
-    return float(best["threshold"]), int(best["patience"])
+    )
+    best = [tried[tried["wrong_stops"] <= limit].iloc[0] for limit in limits]
+    return [(float(rule["threshold"]), int(rule["patience"])) for rule in best]
 
 
-def cross_fitted(course: Courses, limit: float, patience: Sequence[int]) -> Outcome:
-    """Judge each fold's scans by the rule that was chosen on the scans of all others.
+def cross_fitted(
+    course: Courses, limits: Sequence[float], patience: Sequence[int]
+) -> list[Outcome] | None:
+    """Judge each fold's scans by the rules that were chosen on the scans of all others.
 
-    With a single fold, half of its groups choose for the other half.
+    With a single fold, half of its groups choose for the other half. None where some fold's rules
+    cannot be chosen.
     """
     part_N = course.fold_N
     if len(np.unique(part_N)) == 1:
         _, group_N = np.unique(course.group_N, return_inverse=True)
         part_N = group_N % 2
-    scanned_N = course.lines_N.copy()
+    scanned_GN = np.tile(course.lines_N, (len(limits), 1))
     for part in np.unique(part_N):
-        threshold, wait = rule_for(course[part_N != part], limit, patience)
+        rules = rules_for(course[part_N != part], limits, patience)
+        if rules is None:
+            return None
         mine = part_N == part
-        scanned_N[mine] = stops(course[mine], np.array([threshold]), wait)[:, 0]
-    return Outcome.of(course, scanned_N)
+        for g, (threshold, wait) in enumerate(rules):
+            scanned_GN[g, mine] = stops(course[mine], np.array([threshold]), wait)[:, 0]
+    return [Outcome.of(course, scanned_N) for scanned_N in scanned_GN]
 
 
 def limits_table(
@@ -309,15 +317,20 @@ def limits_table(
     drawn_BS = rng.multinomial(len(course_S), np.full(len(course_S), 1 / len(course_S)), resamples)
     share_BS = np.vstack([np.ones(len(course_S)), drawn_BS]) / len(course_S)
     rows = []
+    chosen_S = [cross_fitted(course, limits, patience) for course in course_S]
     with np.errstate(invalid="ignore"):  # a resample without a bad scan has no share saved
-        for limit in limits:
-            outcomes = [cross_fitted(course, limit, patience) for course in course_S]
-            both_SB = [outcome.rates(weight_BN) for outcome in outcomes]
+        for g, limit in enumerate(limits):
+            both_SB = [
+                (np.full(len(weight_BN), np.nan),) * 2
+                if chosen is None
+                else chosen[g].rates(weight_BN)
+                for chosen in chosen_S
+            ]
             for k, figure in enumerate(("saved", "wrong_stops")):
                 value_B = (np.stack([pair[k] for pair in both_SB], axis=1) * share_BS).sum(1)
+                drawn_B = value_B[1:][np.isfinite(value_B[1:])]
                 tails = (1 - confidence) / 2, (1 + confidence) / 2
-                low, high = (
-                    np.nanquantile(value_B[1:], tails) if len(group) > 1 else (np.nan, np.nan)
-                )
+                several = len(group) > 1 and len(drawn_B)
+                low, high = np.quantile(drawn_B, tails) if several else (np.nan, np.nan)
                 rows.append((limit, figure, value_B[0], low, high))
     return pd.DataFrame(rows, columns=list(LIMITS))

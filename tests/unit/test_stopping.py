@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,7 +68,7 @@ def test_the_chosen_rule_keeps_the_limit_and_no_allowed_rule_saves_more(
     bad: list[list[float]], limit: float
 ) -> None:
     scans = course(bad, [k % 2 == 0 for k in range(len(bad))])
-    threshold, patience = stopping.rule_for(scans, limit, [1, 2])
+    ((threshold, patience),) = stopping.rules_for(scans, [limit], [1, 2])
     scanned = stopping.stops(scans, np.array([threshold]), patience)[:, 0]
     saved, wrong = stopping.Outcome.of(scans, scanned).rates(np.ones((1, len(bad))))
     assert wrong[0] <= limit
@@ -80,10 +82,10 @@ def test_no_scan_has_a_say_in_the_rule_that_it_is_judged_by() -> None:
     bad = rng.uniform(size=(40, 4)).tolist()
     is_bad = [k % 2 == 0 for k in range(40)]
     fold = [k // 20 for k in range(40)]
-    before = stopping.cross_fitted(course(bad, is_bad, fold=fold), 0.1, [1])
+    before = stopping.cross_fitted(course(bad, is_bad, fold=fold), [0.1], [1])[0]
     # Other labels of fold 0 change the rule for fold 1, never that for fold 0 itself.
     flipped = [not b if f == 0 else b for b, f in zip(is_bad, fold, strict=True)]
-    after = stopping.cross_fitted(course(bad, flipped, fold=fold), 0.1, [1])
+    after = stopping.cross_fitted(course(bad, flipped, fold=fold), [0.1], [1])[0]
     early = [o.saved_N + o.wrong_N > 0 for o in (before, after)]
     assert (early[0][:20] == early[1][:20]).all()
     assert (early[0][20:] != early[1][20:]).any()
@@ -96,6 +98,17 @@ def test_a_perfect_monitor_saves_all_but_the_first_answer_and_stops_nothing_good
                                   seed=0).set_index("figure")  # fmt: skip
     assert table.loc["saved", ["value", "low", "high"]].tolist() == pytest.approx([0.75] * 3)
     assert table.loc["wrong_stops", ["value", "low", "high"]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("is_bad", "groups"), [([True, False], ["g", "g"]), ([True, False], ["g", "h"])]
+)
+def test_where_no_rule_can_be_chosen_the_figures_do_not_exist(
+    is_bad: list[bool], groups: list[str]
+) -> None:
+    few = replace(course([[0.2] * 4, [0.1] * 4], is_bad), group_N=np.array(groups))
+    table = stopping.limits_table([few], [0.1], [1], resamples=20, confidence=0.95, seed=0)
+    assert table[["value", "low", "high"]].isna().all(axis=None)
 
 
 def predictions(windows: bool) -> pd.DataFrame:
