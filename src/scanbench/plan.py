@@ -152,11 +152,18 @@ def evaluate_spec(config: Config, comparison: str) -> str:
 
 
 def has_people(config: Config, comparison: str) -> bool:
-    """Return whether models can be compared with people: a score sheet, and groups held out."""
+    """Return whether models can be compared with people.
+
+    That takes groups held out, and a sheet of shares of responses: weighted scores do not tell how
+    many volunteers named a column.
+    """
     wanted = config["comparisons"][comparison]
-    return config["datasets"][wanted["dataset"]]["source"] == "spm-toolbox" and config["splits"][
-        wanted["split"]
-    ]["scheme"] in ("kfold", "fixed")
+    dataset = config["datasets"][wanted["dataset"]]
+    return (
+        dataset["source"] == "spm-toolbox"
+        and dataset["labels"]["sheet"] == "Mean_Score"
+        and config["splits"][wanted["split"]]["scheme"] in ("kfold", "fixed")
+    )
 
 
 def agreement_spec(config: Config, comparison: str) -> str:

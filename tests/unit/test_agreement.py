@@ -305,7 +305,9 @@ def test_the_stage_counts_scans_without_label_and_gives_the_same_bytes(
     errors = found["errors"][found["errors"]["experiment"] == "good"].set_index("by")
     for by in ("responses", "group", "pair"):
         assert errors.loc[by, "errors"].sum() == pytest.approx(errors.loc["all", "errors"])
-    assert {"second volunteer", "any reader (bound)", "good"} <= set(found["ceiling"]["reader"])
+    assert {"second volunteer", "any reader (estimated bound)", "good"} <= set(
+        found["ceiling"]["reader"]
+    )
 
     run_stage(stage, tmp_path / "again", monkeypatch)
     for path in (tmp_path / "out").iterdir():
@@ -323,3 +325,28 @@ def test_predictions_of_groups_that_were_trained_on_are_refused(
     with pytest.raises(UserError, match="predict --unlabelled"):
         run_stage(stage, tmp_path / "out", monkeypatch)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # A table that gives its scans a tested group still holds scans that were trained on.
+        (lambda table, other: other.assign(fold=0, seed=0, group=table["group"].iloc[0]),
+         "in the store of"),
+        (lambda table, _: table.assign(fold=7), "fold 7 is not in split.json, which has 2"),
+        (lambda table, _: table.assign(fold=-1), "fold -1 is not in"),
+        (lambda table, _: table.assign(scan_id="nowhere/" + table["scan_id"]), "not in the store"),
+    ],
+    ids=["group", "fold", "negative fold", "scan"],
+)  # fmt: skip
+def test_tables_of_scans_without_label_must_agree_with_store_and_split(
+    stage: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    message: str,
+) -> None:
+    first, other = (stage["predictions"]["good"][k] / ag.UNLABELLED for k in (0, 2))
+    change(pd.read_parquet(first), pd.read_parquet(other)).to_parquet(first)
+    with pytest.raises(UserError, match=message):
+        run_stage(stage, tmp_path / "out", monkeypatch)

@@ -350,8 +350,9 @@ def named_by_model(
     """Yield the rows of each fold and whether its model names each class: [B, M, C].
 
     The threshold of a fold's model makes the models of the *other* folds name the class, on their
-    own held-out scans, at the rate of the volunteers on those scans. So no scan that is tested
-    plays a part in its own threshold. Where there is one fold only, its own scans have to do.
+    own held-out scans, at the rate of the volunteers on those scans. So no answer that is tested
+    plays a part in its own threshold, though the other folds' models were trained on this fold's
+    scans. Where there is one fold only, the threshold is found on the tested scans themselves.
     """
     folds = np.unique(fold_N)
     for fold in folds:
@@ -680,14 +681,16 @@ def perfect_reader(
 
 
 def noise_bound(joint_OO: Floats, steps: int = STEPS, *, balanced: bool = True) -> float:
-    """Return the most that any reader whatever can reach on labels of one volunteer.
+    """Estimate the most that any reader whatever can reach on labels of one volunteer.
 
     A reader who knew a scan's distribution θ of outcomes would be right with the greatest weighted
     θ_c, w_c = 1 / (C P(c)) for balanced accuracy. How θ is spread over scans is not known, but two
     volunteers of one scan answer by one θ, so E[θ_a θ_b] is what pairs of volunteers show. The
     bound is the greatest mean of max_c w_c θ_c over all spreads with these moments: a linear
-    program over a grid of θ. No assumption is made but that volunteers of a scan answer alike and
-    independently given the scan.
+    program over a grid of θ. No form of that spread is assumed, only that volunteers of a scan
+    answer alike and independently given the scan. What comes out is an estimate of the bound and no
+    bound itself: what pairs show is a finite sample, in part filled in (`completions`), and θ is
+    looked for on a grid only.
 
     Parameters
     ----------
@@ -799,7 +802,12 @@ def ceilings(
             noise_bound(np.tensordot(weight_U, joint_UOO, axes=1), balanced=metric != "accuracy")
             for weight_U in tqdm(weight_BU[: 1 + BOUND_RESAMPLES], desc=f"bound, {metric}")
         ]
-        add("any reader (bound)", "one volunteer", several, {(metric, None): np.array(bound_B)})
+        add(
+            "any reader (estimated bound)",
+            "one volunteer",
+            several,
+            {(metric, None): np.array(bound_B)},
+        )
     alpha, mean_Q = concentration(joint_UQQ.sum(axis=0))
     seen, expected = unanimous(ways, alpha, mean_Q)
     for reader, value in (("seen", seen), ("Dirichlet, from pairs", expected)):
@@ -1038,13 +1046,34 @@ def _read_unlabelled(
         if frame.empty:
             continue
         check_table(frame, classes, where)
-        truth = held_out.scans.reindex(frame["scan_id"])
+        unknown_R = ~frame["scan_id"].isin(held_out.scans.index).to_numpy()
+        if unknown_R.any():
+            raise UserError(
+                f"{where}: scan {frame['scan_id'].to_numpy()[unknown_R][0]!r} is not in the store: "
+                "predict again"
+            )
+        truth = held_out.scans.loc[frame["scan_id"]]
         if not ((frame["label"] == -1).to_numpy() & (truth["label"] == -1).to_numpy()).all():
             raise UserError(f"{where}: holds a scan with a label: predict again")
-        for fold, rows in frame.groupby("fold"):
-            parts = held_out.folds[int(str(fold))]
+        # What leaks is decided by the store's groups; the table's own could say anything.
+        group_R = truth["group"].to_numpy()
+        odd_R = frame["group"].to_numpy() != group_R
+        if odd_R.any():
+            raise UserError(
+                f"{where}: scan {frame['scan_id'].to_numpy()[odd_R][0]!r} is of group "
+                f"{frame['group'].to_numpy()[odd_R][0]!r}, in the store of {group_R[odd_R][0]!r}: "
+                "predict again"
+            )
+        for fold in map(int, frame["fold"].unique()):
+            if not 0 <= fold < len(held_out.folds):
+                raise UserError(
+                    f"{where}: fold {fold} is not in {held_out.name}, which has "
+                    f"{len(held_out.folds)}: predict again"
+                )
+            parts = held_out.folds[fold]
             used = held_out.scans.loc[sorted(parts["train"] | parts["validation"]), "group"]
-            if stray := sorted(set(rows["group"]) & set(used)):
+            mine = group_R[frame["fold"].to_numpy() == fold]
+            if stray := sorted(set(mine) & set(used)):
                 raise UserError(
                     f"{where}: group {stray[0]!r} is in training or validation of fold {fold}: "
                     "predictions of it would be leakage; predict again with this split"
