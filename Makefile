@@ -56,7 +56,8 @@ report: env  ## write the HTML report of what has run
 	$(SNAKEMAKE) --cores 1 --quiet all --report $(REPORT)
 	@echo "Report:   $(REPORT)"
 	@$(SNAKEMAKE) --summary 2>/dev/null | sed -nE \
-		's|^(results/comparisons/[^/]+/)summary\.html\t.*|Summary:  \1summary.html\nFigures:  \1figures/\nTables:   \1tables/|p'
+		-e 's|^(results/comparisons/[^/]+/)summary\.html\t.*|Summary:  \1summary.html\nFigures:  \1figures/\nTables:   \1tables/|p' \
+		-e 's|^(results/side-by-side/[^/]+/protocols)\.svg\t.*|Side by side: \1.svg, \1.csv|p'
 
 test: env lint  ## every check and test
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
@@ -75,4 +76,4 @@ bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what the pipeline made
-	rm -rf results/data results/runs results/comparisons results/logs results/benchmarks results/report*.html .snakemake
+	rm -rf results/data results/runs results/comparisons results/side-by-side results/logs results/benchmarks results/report*.html .snakemake
