@@ -123,7 +123,7 @@ def test_the_answer_depends_on_no_unit_offset_view_or_unmeasured_line() -> None:
         plain = model(x_BLP, n_lines_B)
         beyond = x_BLP.clone()
         beyond[5, 1:] = 7.0
-        for changed in (x_BLP * 1e-3 + 5, x_BLP.flip(2), beyond):
+        for changed in (x_BLP * 1e-3 + 5, x_BLP * 1e-10, x_BLP * 1e3, x_BLP.flip(2), beyond):
             torch.testing.assert_close(model(changed, n_lines_B), plain, atol=2e-3, rtol=1e-2)
         whole = torch.full((6,), 40)
         torch.testing.assert_close(
@@ -131,9 +131,24 @@ def test_the_answer_depends_on_no_unit_offset_view_or_unmeasured_line() -> None:
         )
 
 
-def test_a_constant_scan_gets_a_finite_answer() -> None:
-    x_BLP = standardised(torch.full((1, 40, 48), 3.0), torch.tensor([40]))
+@pytest.mark.parametrize("factor", [1e-10, 1.0, 1e3])
+def test_a_scan_has_deviation_one_in_any_unit_also_on_a_large_offset(factor: float) -> None:
+    x_BLP = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(0))
+    for offset in (0.0, 300.0):
+        found = standardised((x_BLP + offset) * factor, torch.tensor([40, 20]))
+        for scan, lines in zip(found, (40, 20), strict=True):
+            assert scan[:lines].mean().item() == pytest.approx(0, abs=1e-4)
+            assert scan[:lines].std(correction=0).item() == pytest.approx(1, abs=1e-3)
+            assert not scan[lines:].any()
+
+
+@pytest.mark.parametrize("height", [0.0, 3.0, 1e-7, 1e-10, 1e3])
+def test_a_constant_scan_gets_a_finite_answer(height: float) -> None:
+    x_BLP = standardised(torch.full((1, 40, 48), height), torch.tensor([40]))
     assert not x_BLP.any()
+    rounded = torch.full((1, 40, 48), height)
+    rounded[0, 3, 5] = rounded[0, 3, 5].nextafter(torch.tensor(torch.inf))
+    assert not standardised(rounded, torch.tensor([40])).any() or height == 0
     assert small().eval()(torch.full((1, 40, 48), 3.0), torch.tensor([40])).isfinite().all()
 
 

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scanbench.store import CONSTANT
 from scanbench.tipstate.models._efficientnet import STAGES, EfficientNet
 
 #: Standardised features beyond this are taken for this: a scan unlike all others stays answerable.
@@ -82,15 +83,22 @@ class Options:
 
 
 def standardised(x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
-    """Return scans with mean 0 and deviation 1 over their measured lines, 0 past them."""
+    """Return scans with mean 0 and deviation 1 over their measured lines, 0 past them.
+
+    Whatever their unit and offset: a scan in metres gives what the normalised one gives. A scan
+    that is constant up to the rounding of float32 becomes 0.
+    """
     measured_BL1 = (torch.arange(x_BLP.shape[1], device=x_BLP.device) < n_lines_B[:, None])[
         ..., None
     ]
     pixels_B11 = (n_lines_B.clamp(min=1) * x_BLP.shape[2])[:, None, None]
+    largest_B11 = x_BLP.where(measured_BL1, 0.0).abs().amax((1, 2), keepdim=True)
+    # From the first pixel on: a large offset would cost the mean its digits.
+    x_BLP = (x_BLP - x_BLP[:, :1, :1]) / largest_B11.clamp(min=torch.finfo(x_BLP.dtype).tiny)
     mean_B11 = x_BLP.where(measured_BL1, 0.0).sum((1, 2), keepdim=True) / pixels_B11
     centred_BLP = (x_BLP - mean_B11).where(measured_BL1, 0.0)
     std_B11 = (centred_BLP.square().sum((1, 2), keepdim=True) / pixels_B11).sqrt()
-    return centred_BLP / std_B11.clamp(min=TINY)
+    return centred_BLP / std_B11.where(std_B11 > CONSTANT, torch.inf)
 
 
 def enlarged(x_BLP: Tensor, factor: int) -> Tensor:
