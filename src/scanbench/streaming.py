@@ -144,6 +144,23 @@ class MonitorOptions:
         return cls(**given)
 
 
+def begun(source: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of a source that begins with a scan.
+
+    Raises
+    ------
+    UserError
+        If it is empty or begins with anything else.
+    """
+    items = iter(source)
+    first = next(items, None)
+    if not isinstance(first, ScanInfo):
+        found = "is empty" if first is None else f"begins with a {type(first).__name__.lower()}"
+        raise UserError(f"the source holds no scan: it {found}; give one that begins with a scan")
+    yield first
+    yield from items
+
+
 class Feed(Protocol):
     """A model that is fed normalised lines one by one."""
 
@@ -204,7 +221,8 @@ class Recomputed:
 class Windowed:
     """A model that was trained on windows: one feed for each window that is not over.
 
-    An answer counts when its window has ended, as in the evaluation.
+    Its answer is the mean of the probabilities of all windows that have ended, as in the evaluation
+    (`predictions.lines_reading`). Of a window counts the last answer within it.
 
     Parameters
     ----------
@@ -216,19 +234,23 @@ class Windowed:
 
     def __init__(self, feed: Callable[[], Feed], lines: int, stride: int) -> None:
         self.feed, self.lines, self.stride = feed, lines, stride
-        self.open: list[Feed] = []
+        self.open: list[tuple[Feed, Tensor | None]] = []  # with the newest answer of each
         self.seen = 0
+        self.ended: list[Tensor] = []  # probabilities [C] of each window that has ended
 
     def push(self, line_P: Tensor) -> Tensor | None:
-        """Return logits [C] of the window that ends with this line."""
+        """Return logits [C], the logarithms of the mean, if a window ends with this line."""
         if self.seen % self.stride == 0:
-            self.open.append(self.feed())
+            self.open.append((self.feed(), None))
         self.seen += 1
-        answers = [feed.push(line_P) for feed in self.open]
+        answers = [(feed, feed.push(line_P), before) for feed, before in self.open]
+        self.open = [(feed, before if new is None else new) for feed, new, before in answers]
         if self.seen < self.lines or (self.seen - self.lines) % self.stride:
             return None
-        del self.open[0]
-        return answers[0]
+        _, logits_C = self.open.pop(0)
+        assert logits_C is not None, "a model answers at least once in a window"
+        self.ended.append(logits_C.double().softmax(-1))
+        return torch.stack(self.ended).mean(0).log()
 
 
 def feed_of(run: Run, standardises: bool = False) -> Callable[[], Feed]:
@@ -432,10 +454,10 @@ class Monitor:
         Raises
         ------
         UserError
-            If the scan is of another unit than the run's.
+            If the scan is of another unit than the run's, or there is none.
         """
         reason = "the source ended"
-        for item in source:
+        for item in begun(source):
             faults = []
             for event in self.take(item):
                 yield event

@@ -19,13 +19,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vit": {"d_model": 16, "layers": 1, "heads": 2, "ffn": 16},
     "cnn-scan": {"widths": [4, 8]},
     "features": {},
+    "efficientnet": {},
 }
 
 
 def make_run(folder: Path, model: str = "causal", **changes: Any) -> Run:
     """Write a run with random weights; `changes` are of `model.json`."""
     window = changes.get("window")
-    shape = {"lines": window["lines"] if window else LINES, "pixels": PIXELS}
+    lines = window["lines"] if window else changes.get("lines", LINES)
+    shape = {"lines": lines, "pixels": changes.get("pixels", PIXELS)}
     options = {**OPTIONS[model], **changes.pop("options", {})}
     torch.manual_seed(0)
     network = build_model("tipstate", model, options, **shape, classes=len(CLASSES))

@@ -1,6 +1,7 @@
 """What a monitor says about lines, answers and faults."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from streaming_example import CLASSES, LINES, PIXELS, heights, items, make_run
 
 from scanbench.errors import UserError
 from scanbench.prediction import predict_arrays
+from scanbench.predictions import class_columns, lines_reading
 from scanbench.resample import resample
 from scanbench.store import NATURAL, line_statistics
 from scanbench.streaming import (
@@ -103,21 +105,69 @@ def test_a_stream_says_after_each_line_what_predict_says_of_a_scan_aborted_there
         if answers.fallback[0]:
             assert line["p"] is None
             continue
-        # Of a model on windows, the one that ended last; answers within a window do not count yet.
-        last = np.flatnonzero(
-            answers.final & (answers.lines_seen - answers.first_line == run.meta["lines"])
-            if run.meta["window"]
-            else answers.final
-        )
-        if not len(last):
-            assert line["p"] is None
-            continue
         answered += 1
-        assert line["answer_lines"] == answers.lines_seen[last[-1]]
-        np.testing.assert_allclose(
-            list(line["p"].values()), answers.probability[last[-1]], atol=1e-4
-        )
+        expected_C, ended = as_evaluated(answers, seen)
+        assert line["answer_lines"] == ended
+        np.testing.assert_allclose(list(line["p"].values()), expected_C, atol=1e-4)
     assert answered >= 5
+
+
+def as_evaluated(answers, lines):
+    """Return the probabilities that the evaluation reads by a line, and where they came last."""
+    columns = class_columns(CLASSES)
+    table = pd.DataFrame(answers.probability.astype(np.float64), columns=columns).assign(
+        seed=0,
+        scan_id="scan",
+        fold=0,
+        label=0,
+        group="group",
+        first_line=answers.first_line,
+        lines_seen=answers.lines_seen,
+        final=answers.final,
+    )
+    ended = answers.lines_seen[answers.final].max()
+    return lines_reading(table, CLASSES, lines).p_SNC[0, 0], ended
+
+
+def test_a_window_whose_last_answer_comes_before_its_end_counts_at_its_end(tmp_path):
+    run = make_run(tmp_path, "lrcn", window={"lines": 11, "stride": 2})
+    assert run.model.answer_lines() == [10]
+    x_LP = heights()
+    lines = lines_of(events_of(run, items(x_LP)))
+    assert [line["answer_lines"] for line in lines[9:]] == [None, 11, 11, 13, 13, 15, 15]
+    answers = predict_arrays(run, normalised(x_LP, "line")[None], [LINES])
+    expected_C, _ = as_evaluated(answers, LINES)
+    np.testing.assert_allclose(list(lines[-1]["p"].values()), expected_C, atol=1e-4)
+
+
+def test_a_scan_in_metres_gets_the_answers_of_prediction_from_a_model_that_standardises(tmp_path):
+    lines = pixels = 40
+    run = make_run(
+        tmp_path,
+        "efficientnet",
+        lines=lines,
+        pixels=pixels,
+        scan_lines=lines,
+        normalisation="scan",
+        options={"pretrained": False},
+    )
+    rng = np.random.default_rng(0)
+    x_LP = (1e-7 + 1e-11 * rng.normal(size=(lines, pixels))).astype(np.float32)
+    events = list(Monitor(run, MonitorOptions(), standardises=True).events(items(x_LP)))
+    for seen in (20, lines):
+        statistics = line_statistics(x_LP[None, :seen], [seen])
+        padded_LP = np.zeros_like(x_LP)
+        padded_LP[:seen] = (x_LP[:seen] - statistics["scan_mean"]) / statistics["scan_std"]
+        expected_C = predict_arrays(run, padded_LP[None], [seen]).probability[0]
+        found = lines_of(events)[seen - 1]["p"]
+        np.testing.assert_allclose(list(found.values()), expected_C, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [[], items(heights())[1:], [Fault("silent", "no line")]])
+def test_a_source_that_begins_with_no_scan_is_refused_in_one_line(causal, source):
+    with pytest.raises(UserError, match="holds no scan") as error:
+        events_of(causal, source)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("model", ["causal", "lrcn"])

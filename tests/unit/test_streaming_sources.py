@@ -8,6 +8,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from scanbench.tipstate.line_sources import (
     Frame,
     UnavailableError,
     Waiting,
+    controller_lines,
     file_lines,
     follow,
     growing_file,
     piped_lines,
+    recorded,
 )
 from scanbench.tipstate.readers import ReadOptions
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
@@ -185,12 +188,94 @@ def test_a_pipe_that_ends_within_a_line_or_falls_silent_says_so():
         np.zeros((4, 4), "U3"),
         np.asfortranarray(np.zeros((4, 5))),
         np.array([[None, {}]], dtype=object),
+        np.zeros((0, 5), np.float32),
+        np.zeros((5, 1), np.float32),
+        np.zeros((2**16 + 1, 2), np.int8),
     ],
 )
 def test_arrays_that_are_no_scan_are_refused_and_never_unpickled(array):
     with pytest.raises(UserError, match="stdin: ") as error:
-        piped(npy(array))
+        piped(npy(array)[:4096])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [6, 7, 8, 9, 40, 127])
+def test_an_array_that_ends_within_its_header_is_refused(size):
+    with pytest.raises(UserError, match=r"stdin: no \.npy array") as error:
+        piped(npy(heights())[:size])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 16)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 16)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 1000000000000)}",
+        "{'descr': '<q9', 'fortran_order': False, 'shape': (4, 4)}",
+        "{'descr': '<f4', 'shape': (4, 4)}",
+        "{'descr': '",
+        "(" * 5000,
+        "-" * 9000 + "1",
+    ],
+)
+def test_a_header_however_wrong_is_refused_in_one_line(header):
+    text = header.encode()
+    with pytest.raises(UserError, match="stdin: ") as error:
+        piped(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+    assert "\n" not in str(error.value)
+
+
+GOOD = {"name": "scan", "planned_lines": 4, "pixels": 4, "unit": "m"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"scan": {**GOOD, **wrong}}).encode()
+        for wrong in (
+            {"planned_lines": "4"},
+            {"planned_lines": 4.5},
+            {"planned_lines": True},
+            {"planned_lines": 0},
+            {"pixels": 10**12},
+            {"name": None},
+            {"unit": 3},
+            {"width_m": "wide"},
+            {"width_m": float("nan")},
+            {"height_m": -1},
+            {"colour": "red"},
+        )
+    ]
+    + [
+        b'{"scan": 5}',
+        b'{"fault": {"kind": 1, "message": "no"}}',
+        b'{"line": "0", "heights": ""}',
+        b'{"line": 0, "heights": "abc"}',
+        b"5",
+        b"[" * 100_000,
+        '{"scan": "Größe"}'.encode("latin-1"),
+    ],
+    ids=range(18),
+)
+def test_a_damaged_recording_is_refused_in_one_line_that_names_the_place(tmp_path, text):
+    good = json.dumps({"scan": {**GOOD, "width_m": 1, "height_m": 1e-8}}).encode()
+    (tmp_path / "received.jsonl").write_bytes(good + b"\n" + text + b"\n")
+    source = recorded(tmp_path / "received.jsonl")
+    assert next(source).planned_lines == 4
+    with pytest.raises(UserError, match=r"received\.jsonl: line 2 is damaged") as error:
+        next(source)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_recording_is_refused_and_nothing_is_written(tmp_path, capsys):
+    make_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "received.jsonl").touch()
+    record = ["--record", str(tmp_path / "record")]
+    assert main(["stream", str(tmp_path / "run"), str(tmp_path / "empty"), *record]) == 2
+    assert "the source holds no scan: it is empty" in capsys.readouterr().err
+    assert not (tmp_path / "record").exists()
 
 
 class FakeController(socketserver.BaseRequestHandler):
@@ -220,7 +305,8 @@ class FakeController(socketserver.BaseRequestHandler):
         assert direction == 1
         name = {0: b"Current (A)", 14: b"Z (m)"}[channel]
         data = x_LP.astype(">f4").tobytes()
-        head = struct.pack(">i", len(name)) + name + struct.pack(">ii", *x_LP.shape)
+        shape = self.server.shape or x_LP.shape  # type: ignore[attr-defined]
+        head = struct.pack(">i", len(name)) + name + struct.pack(">ii", *shape)
         return head + data + struct.pack(">I", 0) + no_error
 
 
@@ -229,7 +315,7 @@ def controller():
     pytest.importorskip("nanonis_spm", reason="nanonis-spm is an optional extra")
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), FakeController) as server:
         server.daemon_threads = True
-        server.frame, server.closing = measured(heights(), 0), False
+        server.frame, server.closing, server.shape = measured(heights(), 0), False, None
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -265,6 +351,23 @@ def test_a_frame_that_fills_from_its_last_row_is_turned(controller):
     frame = Controller(url_of(controller), "z", 5).snapshot()
     np.testing.assert_array_equal(frame.x_LP[:4], heights()[::-1][:4])
     assert np.isnan(frame.x_LP[4:]).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (-1, -1), (-4, 4), (1, 1)])
+def test_a_frame_of_no_possible_size_is_waited_for_as_one_that_does_not_come(controller, shape):
+    controller.shape = shape
+    with pytest.raises(UnavailableError, match=r"nanonis://"):
+        Controller(url_of(controller), "Z", 5).snapshot()
+
+
+def test_no_wait_for_a_controllers_answer_is_longer_than_the_time_limit():
+    pytest.importorskip("nanonis_spm", reason="nanonis-spm is an optional extra")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"nanonis://127.0.0.1:{mute.getsockname()[1]}"
+        begin = time.monotonic()
+        with pytest.raises(UserError, match="timed out"):
+            list(controller_lines(url, "Z", QUICK, False))
+        assert time.monotonic() - begin < 5
 
 
 def test_what_a_controller_lacks_is_said_in_one_line(controller):

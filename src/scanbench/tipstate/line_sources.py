@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import re
 import select
@@ -21,7 +22,8 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from tokenize import TokenError
+from typing import Any, BinaryIO, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -33,8 +35,10 @@ from scanbench.tipstate.readers import RawScan, ReadOptions, read
 
 #: File of a recording: what came in, one item a line.
 RECORDING = "received.jsonl"
-#: Pixels that a line of a pipe may have.
-WIDEST = 2**16
+#: Lines that a scan may have, and pixels of each.
+LONGEST = WIDEST = 2**16
+#: Seconds that a controller may take for an answer, unless less is asked for.
+PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,19 +315,36 @@ class _Pipe:
 def _npy_header(pipe: _Pipe, start: bytes) -> tuple[int, int, np.dtype[Any]]:
     """Return lines, pixels and type of the `.npy` array that a pipe begins with."""
     # https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    if len(start) < 8:
+        raise UserError("stdin: no .npy array (it ends within the header); give all of it")
     old = start[6] == 1
     length = start[8:] + pipe.read(2 if old else 4)
     text = pipe.read(min(int.from_bytes(length, "little"), 10_000))
     reader = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
     try:
         shape, by_columns, dtype = reader(io.BytesIO(length + text))
-    except ValueError as error:
-        raise UserError(f"stdin: no .npy array ({error})") from None
-    if len(shape) != 2 or by_columns or dtype.kind not in "fiu" or not 2 <= shape[1] <= WIDEST:
+    # All that parsing a literal may raise.
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"stdin: no .npy array ({said}); give one as numpy.save writes it"
+        ) from None
+    if len(shape) != 2 or by_columns or dtype.kind not in "fiu":
         raise UserError(
             f"stdin: array of {dtype} {shape}; give lines × pixels of real numbers, line by line"
         )
+    try:
+        _check_size(*shape)
+    except ValueError as error:
+        raise UserError(f"stdin: array of {error}") from None
     return shape[0], shape[1], dtype
+
+
+def _check_size(lines: int, pixels: int) -> None:
+    if not (1 <= lines <= LONGEST and 2 <= pixels <= WIDEST):
+        raise ValueError(
+            f"{lines} lines of {pixels} pixels; a scan has 1 to {LONGEST} of 2 to {WIDEST}"
+        )
 
 
 class Connection:
@@ -376,7 +397,7 @@ class Controller:
         If the package is not installed or the address is none.
     """
 
-    def __init__(self, url: str, channel: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, channel: str, timeout_s: float = PATIENCE_S) -> None:
         try:
             import nanonis_spm
         except ImportError:
@@ -415,14 +436,15 @@ class Controller:
             if self.index is None:
                 self.index = self._channel_index()
             _, _, lines, pixels, values, _ = self._ask("Scan_FrameDataGrab", self.index, 1)
-            _, _, width_m, height_m, _ = self._ask("Scan_FrameGet")
+            _check_size(lines, pixels)
+            x_LP = np.array(values, np.float32).reshape(lines, pixels)
+            _, _, width_m, height_m, _ = map(float, self._ask("Scan_FrameGet"))
         # The package makes of a broken answer whatever its parsing makes of it.
         except (OSError, ValueError, IndexError, TypeError, struct.error) as error:
             if self.nanonis is not None:
                 self.nanonis.close()
             self.nanonis = self.index = None
             raise UnavailableError(f"{self.url}: {error}") from error
-        x_LP = np.array(values, np.float32).reshape(lines, pixels)
         x_LP[(x_LP == 0).all(axis=1)] = np.nan
         begun = np.flatnonzero(np.isfinite(x_LP).any(axis=1))
         if len(begun) and begun[0] > 0 and begun[-1] == lines - 1:
@@ -432,8 +454,8 @@ class Controller:
             planned_lines=lines,
             pixels=pixels,
             unit=self.unit,
-            width_m=float(width_m),
-            height_m=float(height_m),
+            width_m=width_m,
+            height_m=height_m,
         )
         return Frame(info, x_LP)
 
@@ -463,7 +485,8 @@ class Controller:
 
 def controller_lines(url: str, channel: str, waiting: Waiting, endless: bool) -> Iterator[Item]:
     """Yield the lines of the scan that a Nanonis controller is making; see `follow`."""
-    return follow(Controller(url, channel).snapshot, waiting, endless=endless)
+    timeout_s = min(PATIENCE_S, waiting.timeout_s)
+    return follow(Controller(url, channel, timeout_s).snapshot, waiting, endless=endless)
 
 
 def to_json(item: Item) -> str:
@@ -484,19 +507,50 @@ def recorded(path: Path) -> Iterator[Item]:
     UserError
         If it is damaged; what stands before the damage is given.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for count, text in enumerate(file, 1):
             try:
-                item = json.loads(text)
-                if "scan" in item:
-                    yield ScanInfo(**item["scan"])
-                elif "fault" in item:
-                    yield Fault(**item["fault"])
-                else:
-                    data = base64.b64decode(item["heights"], validate=True)
-                    yield Line(int(item["line"]), np.frombuffer(data, "<f4"))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}: line {count} is damaged ({error})") from None
+                item = _from_json(text.decode("utf-8"))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise UserError(
+                    f"{path}: line {count} is damaged ({error}); take it and what follows out"
+                ) from None
+            yield item
+
+
+def _from_json(text: str) -> Item:
+    """Return the item of a source that `to_json` wrote.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError, RecursionError
+        If it did not.
+    """
+    item = json.loads(text)
+    if "scan" in item:
+        info = ScanInfo(**item["scan"])
+        _check_types(info)
+        _check_size(info.planned_lines, info.pixels)
+        return info
+    if "fault" in item:
+        fault = Fault(**item["fault"])
+        _check_types(fault)
+        return fault
+    if type(item["line"]) is not int:
+        raise TypeError(f"line: {item['line']!r} is no int")
+    data = base64.b64decode(item["heights"], validate=True)
+    return Line(item["line"], np.frombuffer(data, "<f4"))
+
+
+def _check_types(item: ScanInfo | Fault) -> None:
+    for name, kind in get_type_hints(type(item)).items():
+        value = getattr(item, name)
+        allowed = get_args(kind) or (kind,)
+        number = float in allowed and type(value) in (int, float)
+        if type(value) not in allowed and not number:
+            raise TypeError(f"{name}: {value!r} is no {allowed[0].__name__}")
+        if number and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: {value!r} is no length")
 
 
 def open_source(

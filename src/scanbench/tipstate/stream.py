@@ -22,7 +22,7 @@ from scanbench.errors import UserError
 from scanbench.files import replacing
 from scanbench.predictions import class_columns
 from scanbench.runs import load_run
-from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo
+from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo, begun
 from scanbench.tipstate.figures import Example, Picture, scan_answer
 from scanbench.tipstate.line_sources import RECORDING, Waiting, open_source, to_json
 from scanbench.tipstate.readers import ReadOptions
@@ -170,7 +170,7 @@ class Recorder:
 
     def received(self, items: Iterable[Item]) -> Iterator[Item]:
         """Pass the items of a source on, each written down before anything is made of it."""
-        for item in items:
+        for item in begun(items):
             if isinstance(item, ScanInfo):
                 if not self.scans:
                     self.folder.mkdir(parents=True, exist_ok=True)
