@@ -26,7 +26,7 @@ from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.runs import Run, load_run
 
-#: The newest that the exporter writes of itself; onnxruntime 1.16 and later run it.
+#: The newest that the exporter writes of itself, in IR version 10: onnxruntime 1.18 or later.
 OPSET = 20
 #: Outputs of a step before the state.
 OUTPUTS = ("logits", "answered")
@@ -75,7 +75,9 @@ def export(run: Path, out: Path, *, int8: bool = False, metrics: Path | None = N
         raise UserError(f"{out}: give a name that ends in .onnx")
     trained = load_run(run)
     told = metadata(trained)
-    card = model_card(told, trained.meta, _read_metrics(metrics, trained.meta), int8=int8)
+    source = "" if metrics is None else metrics.name
+    found = _read_metrics(metrics, trained.meta)
+    card = model_card(told, trained.meta, found, source=source, int8=int8)
     model = onnx_step(trained.model, trained.meta["pixels"])
     if int8:
         model = quantised(model)
@@ -162,7 +164,7 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
         quantize_dynamic(
             before,
             after,
-            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
             per_channel=True,
             # 7 bits: products of 8 overflow on processors without VNNI instructions.
@@ -206,6 +208,7 @@ def model_card(
     meta: Mapping[str, Any],
     metrics: pd.DataFrame | None,
     *,
+    source: str = "",
     int8: bool = False,
 ) -> str:
     """Return the card of an exported run as Markdown (after Mitchell et al. 2019, 1810.03993).
@@ -217,7 +220,10 @@ def model_card(
     meta
         Content of `model.json`.
     metrics
-        Macro metrics with columns `reading`, `lines`, `metric`, `value` and perhaps `low`, `high`.
+        Macro metrics with columns `reading`, `lines`, `metric`, `value` and perhaps `low`, `high`,
+        `seeds`.
+    source
+        Name of the file that they are from.
     int8
         Whether the weights are 8-bit integers.
     """
@@ -250,13 +256,18 @@ def model_card(
         lines.append(f"| Trained on | {trained} |")
     for key in ("weights", "store", "split"):
         lines.append(f"| SHA-256 of the {key} | `{told[f'{key}_sha256']}` |")
-    lines += ["", "## Results on held-out scans", ""]
+    lines += ["", "## Results", ""]
     if metrics is None:
         lines.append("None were given.")
     else:
+        # On which scans they were taken, and how wide intervals are, only the file's maker knows.
+        said = [f"From `{source}`."]
+        if "seeds" in metrics and (seeds := metrics["seeds"].max()) > 1:
+            said.append(f"Mean over runs: {seeds:g} seeds.")
         if int8:
-            lines += ["Of the float32 weights.", ""]
-        lines += ["| Reading | Metric | Value | 95 % interval |", "|---|---|---|---|"]
+            said.append("Of the float32 weights.")
+        lines += [" ".join(said), ""]
+        lines += ["| Reading | Metric | Value | Interval |", "|---|---|---|---|"]
         for row in metrics.to_dict("records"):
             after = f", after {row['lines']:g} lines" if row["reading"] == "lines" else ""
             low, high = row.get("low"), row.get("high")

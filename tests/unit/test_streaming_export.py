@@ -150,10 +150,10 @@ def test_the_card_holds_the_results_it_is_given(exported, capsys):
     folder, run = exported
     name = run.meta["name"]
     (folder / "metrics.csv").write_text(
-        "experiment,reading,lines,metric,class,value,low,high\n"
-        f"{name},scan,,auroc,,0.91234,0.88,0.94\n"
-        f"{name},lines,20,auroc,,0.85,,\n"
-        "other,scan,,auroc,,0.5,0.4,0.6\n"
+        "experiment,reading,lines,metric,class,value,low,high,seeds\n"
+        f"{name},scan,,auroc,,0.91234,0.88,0.94,3\n"
+        f"{name},lines,20,auroc,,0.85,,,3\n"
+        "other,scan,,auroc,,0.5,0.4,0.6,5\n"
     )
     arguments = ["export", str(folder / "run"), str(folder / "step.onnx")]
     assert main([*arguments, "--metrics", str(folder / "metrics.csv")]) == 0
@@ -161,6 +161,15 @@ def test_the_card_holds_the_results_it_is_given(exported, capsys):
     assert "| scan | auroc | 0.912 | 0.880 to 0.940 |" in card
     assert "| lines, after 20 lines | auroc | 0.850 |  |" in card
     assert "0.500" not in card
+    assert "From `metrics.csv`. Mean over runs: 3 seeds." in card
+    # What the file does not tell, the card does not claim.
+    assert "held-out" not in card
+    assert "95 %" not in card
+    (folder / "applied.csv").write_text("reading,lines,metric,class,value\nscan,,auroc,,0.9\n")
+    assert main([*arguments, "--metrics", str(folder / "applied.csv")]) == 0
+    card = (folder / "step.md").read_text(encoding="utf-8")
+    assert "From `applied.csv`.\n" in card
+    assert "| scan | auroc | 0.900 |  |" in card
     assert main([*arguments, "--metrics", str(folder / "nothing.csv")]) == 2
     assert "nothing.csv: cannot be read" in capsys.readouterr().err
 
