@@ -108,6 +108,8 @@ def test_tables_have_the_columns_of_the_contract(study):
         "calibration": "experiment,bin_low,bin_high,confidence,accuracy,count",
         "groups": "experiment,group,scans,metric,value",
         "examples": "experiment,scan_id,label,predicted,p_label,p_predicted,kind",
+        "stopping": "experiment,patience,threshold,wrong_stops,saved,lines_spent",
+        "stops": "experiment,limit,figure,value,low,high",
     }
     for name, frame in tables.items():
         assert list(frame.columns) == columns[name].split(",")

@@ -38,7 +38,7 @@ LOGS = {
 def hashes(project: Project) -> dict[str, str]:
     """Hash every result that is promised to be the same bytes in every run."""
     names = ("store.h5", "sessions.json", "weights.safetensors", "predictions.parquet", "*.csv")
-    timed = ("history.csv", "main.csv")
+    timed = ("history.csv", "main.csv", "costs.csv")
     return {
         str(path.relative_to(project.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in (*names, "*.svg")
@@ -145,7 +145,8 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
         done = subprocess.run(
             command,
             cwd=finished.folder,
-            env=finished.environment,
+            # The limit would also truncate Python's own caches of its modules.
+            env={**finished.environment, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             preexec_fn=limit,

@@ -31,7 +31,7 @@ def test_every_figure_shows(visit: Visit) -> None:
     sizes = visit.page.eval_on_selector_all(
         "img", "all => all.map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().height])"
     )
-    assert len(sizes) == 10
+    assert len(sizes) == 11
     for complete, width, height in sizes:
         assert complete
         assert width > 100
