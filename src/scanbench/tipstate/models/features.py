@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scanbench.tipstate.models._linear import fit_linear
 
 #: Below this, a share of power is none, and the standard deviation of a feature means a constant.
 TINY = 1e-6
@@ -199,24 +200,17 @@ class Model(nn.Module):
         ).double()
         mean_F, scale_F = feature_NF.mean(0), feature_NF.std(0, correction=0)
         scale_F[scale_F < TINY] = 1.0
-        regression = LogisticRegression(
-            C=self.options.inverse_regularisation,
-            class_weight=dict(enumerate(class_weights_C.tolist())),
+        coefficient_CF, intercept_C = fit_linear(
+            (feature_NF - mean_F) / scale_F,
+            labels_N,
+            class_weights_C,
+            inverse_regularisation=self.options.inverse_regularisation,
             max_iter=2000,
-        ).fit(((feature_NF - mean_F) / scale_F).numpy(), labels_N)
-        coefficient = torch.from_numpy(regression.coef_)
-        intercept = torch.from_numpy(regression.intercept_)
-        if len(regression.classes_) == 2:  # one row, for the second class against the first
-            coefficient = torch.cat([-coefficient, coefficient]) / 2
-            intercept = torch.cat([-intercept, intercept]) / 2
+        )
         self.mean_F.copy_(mean_F)
         self.scale_F.copy_(scale_F)
-        # A class that the training part does not hold is as good as impossible.
-        self.intercept_C.fill_(-30.0)
-        self.coefficient_CF.zero_()
-        present = torch.from_numpy(regression.classes_)
-        self.intercept_C[present] = intercept.float()
-        self.coefficient_CF[present] = coefficient.float()
+        self.coefficient_CF.copy_(coefficient_CF)
+        self.intercept_C.copy_(intercept_C)
 
     def features(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return the features of scans whose first `n_lines_B` lines were measured, [B, F]."""
