@@ -392,6 +392,29 @@ def _mean_of_windows(final: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return rows.assign(first_line=0)
 
 
+def windows_so_far(final: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return what a model that sees windows says of its running scans, as `lines_reading` has it.
+
+    Parameters
+    ----------
+    final
+        One row for each window: its last answer, with at least the columns of `KEY`.
+    columns
+        What is averaged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each seed, scan and line at which windows ended, in this order: the mean over
+        the windows that have ended by then.
+    """
+    scan = ["seed", "scan_id"]
+    rows = final.sort_values([*scan, "lines_seen", "first_line"], kind="stable")
+    mean = rows.groupby(scan, sort=False)[columns].expanding().mean()
+    rows = rows.assign(**{name: mean[name].to_numpy(np.float64) for name in columns})
+    return rows.drop_duplicates([*scan, "lines_seen"], keep="last")
+
+
 def _settled(p: pd.DataFrame) -> pd.DataFrame:
     """Round to 40 significant bits.
 

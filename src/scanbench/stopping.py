@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbench.predictions import class_columns, is_windowed
+from scanbench.predictions import class_columns, is_windowed, windows_so_far
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -98,17 +98,12 @@ def courses(
         Lines of each scan, by `scan_id`.
     """
     columns = class_columns([name for name in classes if name in bad])
-    rows = table[["scan_id", "group", "label", "fold", "first_line", "lines_seen", "final"]].copy()
+    rows = table.drop(columns=class_columns(classes))
     rows["bad"] = table[columns].astype(np.float64).sum(axis=1)
     if is_windowed(table):
-        rows = rows[rows["final"]]
-    rows = rows.sort_values(["scan_id", "lines_seen", "first_line"], kind="stable")
-    if is_windowed(table):
-        # As the evaluation reads windows: the mean of those that have ended.
-        rows["bad"] = (
-            rows.groupby("scan_id", sort=False)["bad"].expanding().mean().to_numpy(np.float64)
-        )
-        rows = rows.drop_duplicates(["scan_id", "lines_seen"], keep="last")
+        rows = windows_so_far(rows[rows["final"]], ["bad"])
+    else:
+        rows = rows.sort_values(["scan_id", "lines_seen"], kind="stable")
     answer_R = rows.groupby("scan_id", sort=False).cumcount().to_numpy()
     scans = rows.drop_duplicates("scan_id")
     scan_R = np.repeat(np.arange(len(scans)), rows.groupby("scan_id", sort=False).size())
@@ -154,11 +149,6 @@ def stops(course: Courses, threshold_H: Floats, patience: int) -> Ints:
     answers = course.bad_NT.shape[1]
     at_NH = np.take_along_axis(course.seen_NT, first_NH.clip(max=answers - 1), axis=1)
     return np.where(first_NH < answers, at_NH, course.lines_N[:, None])
-
-
-def stopped_early(scanned_NH: Ints, lines_N: Ints) -> NDArray[np.bool_]:
-    """Tell which scans a rule stopped before their end, [N, H]."""
-    return scanned_NH < lines_N[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +210,7 @@ def trade_off(course: Courses, patience: int) -> pd.DataFrame:
     threshold_H = thresholds(course)
     scanned_NH = stops(course, threshold_H, patience)
     good, bad = ~course.is_bad_N, course.is_bad_N
-    early_NH = stopped_early(scanned_NH, course.lines_N)
+    early_NH = scanned_NH < course.lines_N[:, None]
     saved_H = (course.lines_N[bad, None] - scanned_NH[bad]).sum(0) / course.lines_N[bad].sum()
     return pd.DataFrame(
         {

@@ -34,7 +34,7 @@ from scanbench.plotting import (
     plain,
     styled,
 )
-from scanbench.predictions import is_windowed
+from scanbench.predictions import is_windowed, windows_so_far
 from scanbench.render import Drawing, Material
 from scanbench.store import Store
 
@@ -103,8 +103,7 @@ class Example:
 def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]) -> pd.DataFrame:
     """Return a scan's probabilities by lines seen, as means over the seeds.
 
-    As in the evaluation, windows count once they have ended, and where two end at the same line,
-    the one that began earlier, and so saw more, counts.
+    As in the evaluation, windows count once they have ended, and their mean so far is the answer.
 
     Parameters
     ----------
@@ -121,16 +120,11 @@ def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]
     DataFrame
         Index `lines_seen`, rising; columns `classes`.
     """
-    rows = predictions[predictions["scan_id"] == scan_id].sort_values(
-        ["first_line", "lines_seen"], kind="stable"
-    )
+    rows = predictions[predictions["scan_id"] == scan_id]
     columns = [f"p_{c}" for c in classes]
     if is_windowed(predictions):
-        rows = rows.drop_duplicates(["seed", "first_line"], keep="last")
-        rows = rows.sort_values(["seed", "lines_seen"], kind="stable")
-        so_far = rows.groupby("seed", sort=False)[columns].expanding().mean()
-        rows = rows.assign(**{c: so_far[c].to_numpy() for c in columns})
-        rows = rows.drop_duplicates(["seed", "lines_seen"], keep="last")
+        ended = rows.sort_values("lines_seen", kind="stable")
+        rows = windows_so_far(ended.drop_duplicates(["seed", "first_line"], keep="last"), columns)
     mean = rows.groupby("lines_seen")[columns].mean().sort_index()
     return mean.set_axis(list(classes), axis=1)
 
