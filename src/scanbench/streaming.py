@@ -253,15 +253,13 @@ class Windowed:
         return torch.stack(self.ended).mean(0).log()
 
 
-def feed_of(run: Run, standardises: bool = False) -> Callable[[], Feed]:
+def feed_of(run: Run) -> Callable[[], Feed]:
     """Return what makes a feed for a scan, by the cheapest way that is exact.
 
     Parameters
     ----------
     run
         From `load_run`.
-    standardises
-        The model takes mean and deviation of its sample out by itself.
 
     Raises
     ------
@@ -271,7 +269,8 @@ def feed_of(run: Run, standardises: bool = False) -> Callable[[], Feed]:
     meta, model = run.meta, run.model
     lines, pixels, window = meta["lines"], meta["pixels"], meta.get("window")
     at_end = AnswerTimes.of(model, lines).at_end
-    by_scan = meta["normalisation"] == "scan" and not standardises
+    # A model that standardises its samples itself may be fed them as they come.
+    by_scan = meta["normalisation"] == "scan" and not getattr(model, "standardises", False)
     if by_scan and (window or not at_end):
         raise UserError(
             f"model {meta['model']} was trained with normalisation: scan, which looks at lines not "
@@ -430,8 +429,6 @@ class Monitor:
         From `load_run`.
     options
         How to judge.
-    standardises
-        As in `feed_of`.
 
     Attributes
     ----------
@@ -444,9 +441,9 @@ class Monitor:
         If the run cannot be streamed.
     """
 
-    def __init__(self, run: Run, options: MonitorOptions, standardises: bool = False) -> None:
+    def __init__(self, run: Run, options: MonitorOptions) -> None:
         self.run, self.options = run, options
-        self.feed = feed_of(run, standardises)
+        self.feed = feed_of(run)
 
     def events(self, source: Iterable[Item]) -> Iterator[Event]:
         """Yield the events of a source; after a fault none, where the options say so.

@@ -153,7 +153,7 @@ def test_a_scan_in_metres_gets_the_answers_of_prediction_from_a_model_that_stand
     )
     rng = np.random.default_rng(0)
     x_LP = (1e-7 + 1e-11 * rng.normal(size=(lines, pixels))).astype(np.float32)
-    events = list(Monitor(run, MonitorOptions(), standardises=True).events(items(x_LP)))
+    events = list(Monitor(run, MonitorOptions()).events(items(x_LP)))
     for seen in (20, lines):
         statistics = line_statistics(x_LP[None, :seen], [seen])
         padded_LP = np.zeros_like(x_LP)

@@ -26,13 +26,11 @@ from scanbench.scans import read_manifest
 from scanbench.store import Store
 from scanbench.tipstate.figures import Example, line_answers, picture, scan_answer
 from scanbench.tipstate.ingest import IngestSummary, ingest
+from scanbench.tipstate.readers import ReadOptions
 
 #: Lines at which running scans are scored and bins of confidence: the config's defaults.
 LINES = (1, 2, 3, 5, 10, 15, 20, 30, 40, 64, 96, 128)
 ECE_BINS = 15
-
-#: What a run says of how its scans were read, and ingest can be told of new ones.
-READING = ("channel", "directions", "colormap", "first_row", "frame")
 
 #: Written last: a folder that holds it is an earlier output, which may be replaced.
 RECORD = "apply.json"
@@ -89,7 +87,7 @@ def apply(
         Table with columns `scan` and `label`; None: no metrics.
     options
         Keys of `ingest.IngestOptions`, for files that need them. By default, files are read as the
-        run's own were (`READING`).
+        run's own were (`ReadOptions.recorded`).
     figures
         Draw a figure for each scan.
 
@@ -103,8 +101,12 @@ def apply(
     trained = load_run(run)
     meta, classes = trained.meta, trained.classes
     _check_free(out, run, folder, labels)
-    recorded = {key: meta["ingest"][key] for key in READING if key in meta["ingest"]}
-    spec = {**recorded, "min_lines": 1, **(options or {}), "classes": classes}
+    spec = {
+        **ReadOptions.recorded(meta["ingest"]),
+        "min_lines": 1,
+        **(options or {}),
+        "classes": classes,
+    }
     size = {"lines": meta["scan_lines"], "pixels": meta["pixels"]}
     with replacing_folder(out) as part:
         found = ingest(spec, folder, labels, part / "scans")

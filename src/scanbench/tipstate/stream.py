@@ -27,12 +27,8 @@ from scanbench.tipstate.figures import Example, Picture, scan_answer
 from scanbench.tipstate.line_sources import RECORDING, Waiting, open_source, to_json
 from scanbench.tipstate.readers import ReadOptions
 
-#: Models that take mean and deviation of what they are given out by themselves.
-STANDARDISING = ("efficientnet", "efficientnet-linear", "efficientnet-rolling")
 #: Classes of this study's data sets that end a scan, unless options say otherwise.
 BAD = ("defect", "Tip Change", "Bad/Blurry")
-#: What a run says of how its files were read, and a new file is read by.
-READING = ("channel", "directions", "colormap", "first_row", "frame")
 STYLES = {"go on": "bold green", "stop": "bold white on red", "recondition": "bold black on yellow"}
 
 
@@ -86,8 +82,8 @@ def stream(
             raise UserError(f"{name}: {value} is not possible, give 1 to {2**16}")
     bad = [name for name in BAD if name in trained.classes]
     options = MonitorOptions.of({"stop": bad, **(spec or {})}, trained.classes)
-    monitor = Monitor(trained, options, meta["model"] in STANDARDISING)
-    reading = {key: meta["ingest"][key] for key in READING if key in meta["ingest"]}
+    monitor = Monitor(trained, options)
+    reading = ReadOptions.recorded(meta["ingest"])
     if "directions" in reading:
         reading["directions"] = tuple(reading["directions"])
     items = open_source(

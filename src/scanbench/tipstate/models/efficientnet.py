@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanbench.store import CONSTANT
 from scanbench.tipstate.models._efficientnet import STAGES, EfficientNet
+from scanbench.tipstate.models._linear import fit_linear
 
 #: Standardised features beyond this are taken for this: a scan unlike all others stays answerable.
 LARGEST = 6.0
@@ -129,6 +129,8 @@ class Model(nn.Module):
     mean_F: Tensor
     scale_F: Tensor
 
+    standardises = True
+
     def __init__(self, options: Options, *, lines: int, pixels: int, classes: int) -> None:
         super().__init__()
         if min(lines, pixels) * options.magnification < SMALLEST:
@@ -160,38 +162,31 @@ class Model(nn.Module):
         if self.options.pretrained:
             self.encoder.load_imagenet()
         drawn = np.random.default_rng(seed).permutation(len(x_NLP))[: self.options.probe_samples]
-        feature_NF = torch.cat(
-            [
-                self._features(torch.from_numpy(x_NLP[k]), torch.from_numpy(n_lines_N[k]))
-                for k in np.array_split(drawn, -(-len(drawn) // CHUNK))
-            ]
-        )
+        with torch.no_grad():
+            feature_NF = torch.cat(
+                [
+                    self.encoder(
+                        self._image(torch.from_numpy(x_NLP[k]), torch.from_numpy(n_lines_N[k]))
+                    )
+                    for k in np.array_split(drawn, -(-len(drawn) // CHUNK))
+                ]
+            )
         self.mean_F.copy_(feature_NF.mean(0))
         self.scale_F.copy_(feature_NF.std(0, correction=0).clamp(min=TINY))
-        regression = LogisticRegression(
-            C=self.options.inverse_regularisation,
-            class_weight=dict(enumerate(class_weights_C.tolist())),
+        coefficient_CF, intercept_C = fit_linear(
+            self._standardised(feature_NF),
+            labels_N[drawn],
+            class_weights_C,
+            inverse_regularisation=self.options.inverse_regularisation,
             max_iter=300,
-        ).fit(self._standardised(feature_NF).numpy(), labels_N[drawn])
-        coefficient = torch.from_numpy(regression.coef_).float()
-        intercept = torch.from_numpy(regression.intercept_).float()
-        if len(regression.classes_) == 2:  # one row, for the second class against the first
-            coefficient = torch.cat([-coefficient, coefficient]) / 2
-            intercept = torch.cat([-intercept, intercept]) / 2
-        present = torch.from_numpy(regression.classes_)
+        )
         with torch.no_grad():
-            # A class of which no sample was drawn begins as good as impossible.
-            self.head.weight.zero_()
-            self.head.bias.fill_(-30.0)
-            self.head.weight[present] = coefficient
-            self.head.bias[present] = intercept
+            self.head.weight.copy_(coefficient_CF)
+            self.head.bias.copy_(intercept_C)
 
-    @torch.no_grad()
-    def _features(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
-        return self.encoder(self._enlarged(standardised(x_BLP, n_lines_B)))
-
-    def _enlarged(self, x_BLP: Tensor) -> Tensor:
-        return enlarged(x_BLP, self.options.magnification)
+    def _image(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return what the network looks at."""
+        return enlarged(standardised(x_BLP, n_lines_B), self.options.magnification)
 
     def _standardised(self, feature_BF: Tensor) -> Tensor:
         return ((feature_BF - self.mean_F) / self.scale_F).clamp(-LARGEST, LARGEST)
@@ -205,7 +200,7 @@ class Model(nn.Module):
 
         In training of the scan as it is; else the mean over the views.
         """
-        x_BLP = self._enlarged(standardised(x_BLP, n_lines_B))
+        x_BLP = self._image(x_BLP, n_lines_B)
         views = [x_BLP]
         if not self.training:
             if self.options.views > 1:

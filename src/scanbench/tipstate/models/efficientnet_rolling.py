@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from scanbench.tipstate.models._efficientnet import EfficientNet
+from scanbench.tipstate.models._linear import fit_linear
 from scanbench.tipstate.models.efficientnet import (
     LARGEST,
     SMALLEST,
@@ -94,6 +94,7 @@ class Model(nn.Module):
     intercept_TC: Tensor
 
     answers_at_end = False
+    standardises = True
 
     def __init__(self, options: Options, *, lines: int, pixels: int, classes: int) -> None:
         super().__init__()
@@ -147,17 +148,13 @@ class Model(nn.Module):
             feature_NF = feature_NTF[reached, t]
             self.mean_TF[t] = feature_NF.mean(0)
             self.scale_TF[t] = feature_NF.std(0, correction=0).clamp(min=TINY)
-            regression = LogisticRegression(
-                C=self.options.inverse_regularisation,
-                class_weight=dict(enumerate(class_weights_C.tolist())),
+            self.coefficient_TCF[t], self.intercept_TC[t] = fit_linear(
+                self._standardised(feature_NF, t),
+                labels_N[reached],
+                class_weights_C,
+                inverse_regularisation=self.options.inverse_regularisation,
                 max_iter=300,
-            ).fit(self._standardised(feature_NF, t).numpy(), labels_N[reached])
-            coefficient = torch.from_numpy(regression.coef_).float()
-            intercept = torch.from_numpy(regression.intercept_).float()
-            if len(class_weights_C) == 2:  # one row, for the second class against the first
-                coefficient = torch.cat([-coefficient, coefficient]) / 2
-                intercept = torch.cat([-intercept, intercept]) / 2
-            self.coefficient_TCF[t], self.intercept_TC[t] = coefficient, intercept
+            )
 
     def _features(self, x_BLP: Tensor) -> Tensor:
         """Return the features of the windows up to each, [B, T, 2·F]."""

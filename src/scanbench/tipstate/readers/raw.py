@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,12 @@ class ReadOptions:
     mat_lines: int = 0
     max_pixels: int = 2**24
     max_container_pixels: int = 2**30
+
+    @staticmethod
+    def recorded(ingest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a run's record of its ingest says of how files like its own are read."""
+        kept = ("channel", "directions", "colormap", "first_row", "frame")
+        return {key: ingest[key] for key in kept if key in ingest}
 
     def __post_init__(self) -> None:
         for key, allowed in (
