@@ -97,7 +97,7 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent)
+    train(args.spec, args.store, args.split, args.weights.parent, args.start)
 
 
 def predict(args: Arguments) -> None:
@@ -307,7 +307,7 @@ def parser() -> argparse.ArgumentParser:
     divided.add_argument("--split", default="", help="name of the split, for messages")
     for sub in (read, divided):
         sub.add_argument("--dataset", default="", help="name of the data set, for messages")
-    command(
+    trained = command(
         "train",
         train,
         {
@@ -315,6 +315,7 @@ def parser() -> argparse.ArgumentParser:
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
         },
     )
+    trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
     predicted = command(
         "predict",
         predict,

@@ -51,6 +51,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
         experiment["options"] = _options(filled["study"], experiment, where)
     _check_classes(filled)
     _check_references(filled)
+    _check_starts(filled)
     return filled
 
 
@@ -269,6 +270,98 @@ def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
                 f"{where}.comparisons: {odd!r} is an experiment of only one of {comparisons[0]!r} "
                 f"and {comparison!r}; give both the same"
             )
+
+
+def _check_starts(config: Config) -> None:
+    """Check that what a run starts from exists, fits it, and has not seen what it is tested on."""
+    for name, experiment in config["experiments"].items():
+        start, where = experiment["start"], f"config: experiments.{name}.start"
+        if start is None:
+            if experiment["training"]["epochs"] == 0:
+                raise UserError(
+                    f"config: experiments.{name}.training.epochs: 0 takes a start as it is, and "
+                    "there is none; give `start`, or at least 1 epoch"
+                )
+            continue
+        for key in ("experiment", "dataset", "split"):
+            if start[key] is not None and start[key] not in config[f"{key}s"]:
+                hint = did_you_mean(start[key], config[f"{key}s"])
+                raise UserError(f"{where}.{key}: no {key} {start[key]!r}; {hint}")
+        chain = [name]
+        while (above := config["experiments"][chain[-1]]["start"]) is not None:
+            if above["experiment"] not in config["experiments"]:
+                break  # told where that experiment is checked
+            chain.append(above["experiment"])
+            if chain[-1] in chain[:-1]:
+                circle = " → ".join(chain[chain.index(chain[-1]) :])
+                raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
+    wanted = plan.compared(config)
+    for name in config["comparisons"]:
+        for run in plan.runs(config, name):
+            _check_foundations(config, run, sizes=name in wanted)
+
+
+def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
+    """Check the runs below a run.
+
+    An overlay may change sizes for its own targets without regard to the others.
+    """
+    above = run
+    for found in plan.below(config, run):
+        where = f"config: experiments.{above['experiment']}.start"
+        if found["split"] not in config["splits"]:
+            hint = did_you_mean(found["split"], config["splits"])
+            raise UserError(f"{where}.split: no split {found['split']!r}; {hint}")
+        folds = plan.folds(config["splits"][found["split"]])
+        if found["fold"] not in folds:
+            raise UserError(
+                f"{where}.fold: {found['fold']} is no fold of split {found['split']!r}, whose "
+                f"folds are 0 to {folds[-1]}"
+            )
+        here, there = ((one["split"], one["fold"]) for one in (run, found))
+        if found["dataset"] == run["dataset"] and here != there:
+            raise UserError(
+                f"{where}: that run is trained on {run['dataset']!r} in split {there[0]!r}, fold "
+                f"{there[1]}, and may have seen what split {here[0]!r}, fold {here[1]} tests; "
+                "leave out `split` and `fold` for those of the run, or give another `dataset`"
+            )
+        if sizes:
+            _check_alike(config, above, found, where)
+        above = found
+
+
+def _check_alike(config: Config, run: Config, start: Config, where: str) -> None:
+    """Check that weights of one run fit another."""
+    own, other = (_shape(config, one) for one in (run, start))
+    for key, value in own.items():
+        if value != other[key]:
+            raise UserError(
+                f"{where}: {run['experiment']!r} has {key} {value!r}, but "
+                f"{start['experiment']!r} on {start['dataset']!r} has {other[key]!r}; make them "
+                "equal"
+            )
+
+
+def _shape(config: Config, run: Config) -> Config:
+    """Return what must be equal for one run to take over the weights of another."""
+    catalogue = importlib.import_module(f"scanbench.{config['study']}.catalogue")
+    experiment = config["experiments"][run["experiment"]]
+    store = config["datasets"][run["dataset"]]["store"]
+    fields = catalogue.option_fields(experiment["model"])
+    return {
+        "model": experiment["model"],
+        **{
+            f"options.{key}": experiment["options"].get(key, _plain(default))
+            for key, (_, default) in fields.items()
+        },
+        "normalisation": experiment["normalisation"],
+        "lines": (experiment["window"] or store)["lines"],
+        "pixels": store["pixels"],
+    }
+
+
+def _plain(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:

@@ -50,7 +50,7 @@ class Settings:
     Parameters
     ----------
     epochs
-        At most so many passes over the training part.
+        At most so many passes over the training part; 0: none, the start is taken as it is.
     batch_size
         Samples per step, over all devices together.
     learning_rate, weight_decay, beta1, beta2
@@ -116,9 +116,11 @@ class Settings:
             value = getattr(self, key)
             if value not in allowed:
                 raise UserError(f"training.{key}: {value!r}; {did_you_mean(value, allowed)}")
-        for key in ("epochs", "batch_size", "devices", "num_threads", "learning_rate"):
+        for key in ("batch_size", "devices", "num_threads", "learning_rate"):
             if not getattr(self, key) > 0:
                 raise UserError(f"training.{key}: {getattr(self, key)} must be more than 0")
+        if self.epochs < 0:
+            raise UserError(f"training.epochs: {self.epochs} must be 0 or more")
 
     @property
     def falling(self) -> bool:

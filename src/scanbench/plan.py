@@ -40,6 +40,36 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
     ]
 
 
+def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the wildcards of the runs that must be trained before a run, by what they are to it.
+
+    `start`: the run whose weights it begins with, of the same seed, so that the spread over seeds
+    is that of both trainings together. On the run's own data set: of the same split and fold.
+    """
+    start = config["experiments"][run["experiment"]]["start"]
+    if start is None:
+        return {}
+    own = start["dataset"] in (None, run["dataset"])
+    here = {"split": run["split"], "fold": int(run["fold"])}
+    elsewhere = {"split": "sessions", "fold": 0}
+    given = {key: start[key] for key in here if start[key] is not None}
+    return {
+        "start": {
+            "dataset": run["dataset"] if own else start["dataset"],
+            "experiment": start["experiment"],
+            "seed": int(run["seed"]),
+            **(here if own else elsewhere),
+            **given,
+        }
+    }
+
+
+def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the wildcards of all runs that a run rests on, the nearest first."""
+    nearest = rests_on(config, run).values()
+    return [found for near in nearest for found in (near, *below(config, near))]
+
+
 def compared(config: Config) -> list[str]:
     """Return the comparisons that the targets ask for: by name, or as sides of one."""
     sides = config["side_by_side"]
@@ -130,6 +160,7 @@ def train_spec(config: Config, run: Mapping[str, Any]) -> str:
             "name": run["experiment"],
             "fold": int(run["fold"]),
             "seed": int(run["seed"]),
+            "start": rests_on(config, run).get("start"),
         }
     )
 

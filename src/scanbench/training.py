@@ -39,8 +39,24 @@ from scanbench.learning import (
     from_config,
     resolve_precision,
 )
-from scanbench.runs import AnswerTimes, build_model, operations, resolved_options, save_run
+from scanbench.runs import (
+    META,
+    WEIGHTS,
+    AnswerTimes,
+    build_model,
+    operations,
+    resolved_options,
+    save_run,
+)
 from scanbench.split_file import read_split
+from scanbench.start import (
+    Foundation,
+    check_alike,
+    check_unseen,
+    load_foundation,
+    take_over,
+    write_seen,
+)
 from scanbench.store import Store
 from scanbench.windows import WindowReader
 
@@ -256,9 +272,13 @@ def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.nda
 class Trained:
     """What came out of a training: history, best epoch (from 1), its weights, and how.
 
-    `cpu_seconds` are those of all processes that took part, also of those before a resume.
+    `count_C` and `weights_C` are the number and the weight in the loss of the samples of each class
+    that it learned from. `cpu_seconds` are those of all processes that took part, also of those
+    before a resume.
     """
 
+    count_C: np.ndarray
+    weights_C: np.ndarray
     rows: list[dict[str, float]]
     best_epoch: int
     weights: Mapping[str, Tensor]
@@ -267,11 +287,14 @@ class Trained:
     cpu_seconds: float
 
 
-def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
+def train(
+    spec: Mapping[str, Any], store: Path, split: Path, out: Path, start: Path | None = None
+) -> None:
     """Train one model on one fold with one seed, and write the run.
 
-    Writes `weights.safetensors`, `model.json`, `history.csv` and `train.json` into `out`. If the
-    process is killed, the same call goes on from the last epoch and ends with the same weights.
+    Writes `weights.safetensors`, `model.json`, `history.csv`, `seen.txt` and `train.json` into
+    `out`. If the process is killed, the same call goes on from the last epoch and ends with the
+    same weights.
 
     Parameters
     ----------
@@ -282,11 +305,14 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         The data set and its division. Test scans are never read.
     out
         Folder of the run.
+    start
+        Folder of a run to begin with the weights of; with 0 epochs they are taken as they are.
 
     Raises
     ------
     UserError
-        If an input or a setting is wrong, or the loss is no longer finite.
+        If an input or a setting is wrong, the start does not fit or has seen a scan that this fold
+        tests, or the loss is no longer finite.
     """
     started = time.time()
     settings: Settings = from_config(Settings, spec["training"], "training")
@@ -295,7 +321,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     out = Path(out)
     with Store(store) as data:
         where = f"{split}: fold {spec['fold']}"
-        parts = training_parts(data, split, spec["fold"])
+        document = read_split(split, data)
+        parts = training_parts(data, split, document, spec["fold"])
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
         try:
@@ -309,61 +336,32 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             )
         except UserError as error:
             raise UserError(f"experiments.{spec['name']}.{error}") from None
-        times = AnswerTimes.of(model, lines)
-        readers = {
-            part: _reader(
-                data,
-                scans[data.n_lines[scans] >= times.fewest],
+        foundation = None
+        if start is not None:
+            foundation = load_foundation(start)
+            check_unseen(foundation, data, split, document, spec["fold"])
+            check_alike(foundation, _shape(spec, data, lines))
+            take_over(model, foundation, data.classes)
+        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model, foundation)
+        if settings.epochs == 0:
+            trained = _as_it_is(foundation, data.classes)
+        else:
+            found = _learned(
+                model,
                 spec,
                 settings,
-                shuffle=part == "train",
-            )
-            for part, scans in parts.items()
-        }
-        for part, reader in readers.items():
-            if not len(reader.index):
-                raise UserError(
-                    f"{where}: no {part} scan is long enough for {spec['model']}, which first "
-                    f"answers after {times.fewest} lines; choose a smaller window"
-                )
-        count_C = class_counts(readers["train"])
-        weights_C = class_weights(count_C, data.classes, where)
-        if not settings.class_weights:
-            weights_C = np.ones(len(data.classes))
-        check_validation(class_counts(readers["validation"]), data.classes, settings, where)
-        task = Classification(times, weights_C, settings, augmentation)
-        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model)
-        if hasattr(model, "fit"):
-            trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
-        else:
-            if hasattr(model, "initialise") and not (checkpoints / "last.ckpt").exists():
-                model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
-            learner = Learner(
-                model,
-                task,
-                settings,
-                steps=training_steps(readers["train"], settings.max_scans),
-                seed=spec["seed"],
-            )
-            journal = fit(
-                learner,
-                SampleEpochs(readers["train"], steps=learner.steps, shared=True),
-                SampleEpochs(readers["validation"], steps=None, shared=False),
-                title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
-                checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
+                augmentation,
+                data,
+                parts,
+                begun=foundation is not None,
+                checkpoints=checkpoints,
                 tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
+                where=where,
             )
-            if not journal.writes:
+            if found is None:
                 return
-            trained = Trained(
-                rows=journal.rows,
-                best_epoch=journal.best_epoch,
-                weights=journal.best_weights,
-                device=device_name(settings),
-                precision=resolve_precision(settings.precision, accelerator(settings)),
-                cpu_seconds=journal.cpu_seconds,
-            )
-        prior_C = count_C * weights_C / (count_C * weights_C).sum()
+            trained = found
+        prior_C = trained.count_C * trained.weights_C
         meta = {
             **{key: spec[key] for key in ("study", "name", "model", "normalisation", "window")},
             **{key: spec[key] for key in ("fold", "seed")},
@@ -379,9 +377,10 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "store_sha256": data.sha256,
             "split_sha256": sha256_of(split),
             "classes": data.classes,
-            "class_counts": count_C.tolist(),
-            "class_weights": weights_C.tolist(),
-            "prior": prior_C.tolist(),
+            "class_counts": trained.count_C.tolist(),
+            "class_weights": trained.weights_C.tolist(),
+            "prior": (prior_C / prior_C.sum()).tolist(),
+            "start": foundation and _told(foundation.run.meta),
             "best_epoch": trained.best_epoch,
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
@@ -394,7 +393,11 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained.rows)
+        learned = np.concatenate(list(parts.values())) if settings.epochs else np.array([], int)
+        write_seen(out, data, learned, [foundation] if foundation else [])
     inputs = {"store": store, "split": split}
+    if start is not None:
+        inputs |= {"start_weights": start / WEIGHTS, "start_model": start / META}
     write_json(
         out / "train.json",
         provenance.record(
@@ -412,6 +415,130 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         checkpoints.parent.rmdir()
 
 
+def _learned(
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    settings: Settings,
+    augmentation: Augmentation,
+    data: Store,
+    parts: Mapping[str, np.ndarray],
+    *,
+    begun: bool,
+    checkpoints: Path,
+    tensorboard: Path | None,
+    where: str,
+) -> Trained | None:
+    """Train a model on the samples of its parts; None in a process that is not to write.
+
+    `begun`: it has the weights of another run already.
+    """
+    times = AnswerTimes.of(model, spec["window"]["lines"] if spec["window"] else data.lines)
+    readers = {
+        part: _reader(
+            data,
+            scans[data.n_lines[scans] >= times.fewest],
+            spec,
+            settings,
+            shuffle=part == "train",
+        )
+        for part, scans in parts.items()
+    }
+    for part, reader in readers.items():
+        if not len(reader.index):
+            raise UserError(
+                f"{where}: no {part} scan is long enough for {spec['model']}, which first "
+                f"answers after {times.fewest} lines; choose a smaller window"
+            )
+    count_C = class_counts(readers["train"])
+    weights_C = class_weights(count_C, data.classes, where)
+    if not settings.class_weights:
+        weights_C = np.ones(len(data.classes))
+    check_validation(class_counts(readers["validation"]), data.classes, settings, where)
+    task = Classification(times, weights_C, settings, augmentation)
+    if hasattr(model, "fit"):
+        if begun:
+            raise UserError(
+                f"experiments.{spec['name']}.start: {spec['model']} is fitted at once, which "
+                "forgets how it began; set training.epochs to 0 to take the start as it is"
+            )
+        return _fit_at_once(model, task, readers, count_C, weights_C, spec["seed"])
+    fresh = not begun and not (checkpoints / "last.ckpt").exists()
+    if fresh and hasattr(model, "initialise"):
+        model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
+    learner = Learner(
+        model,
+        task,
+        settings,
+        steps=training_steps(readers["train"], settings.max_scans),
+        seed=spec["seed"],
+    )
+    journal = fit(
+        learner,
+        SampleEpochs(readers["train"], steps=learner.steps, shared=True),
+        SampleEpochs(readers["validation"], steps=None, shared=False),
+        title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
+        checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
+        tensorboard=tensorboard,
+    )
+    if not journal.writes:
+        return None
+    return Trained(
+        count_C=count_C,
+        weights_C=weights_C,
+        rows=journal.rows,
+        best_epoch=journal.best_epoch,
+        weights=journal.best_weights,
+        device=device_name(settings),
+        precision=resolve_precision(settings.precision, accelerator(settings)),
+        cpu_seconds=journal.cpu_seconds,
+    )
+
+
+def _as_it_is(foundation: Foundation | None, classes: list[str]) -> Trained:
+    """Return the start without any training: no label of the data has a part in it.
+
+    Raises
+    ------
+    UserError
+        If there is no start, or its classes are others, so that its answers mean nothing here.
+    """
+    if foundation is None:
+        raise UserError("training.epochs: 0 takes a start as it is; name one, or give more epochs")
+    run = foundation.run
+    if run.classes != classes:
+        raise UserError(
+            f"{foundation.folder}: has classes {', '.join(run.classes)}, not "
+            f"{', '.join(classes)}; train for at least 1 epoch, or start from a run that has them"
+        )
+    return Trained(
+        count_C=np.array(run.meta["class_counts"]),
+        weights_C=np.array(run.meta["class_weights"]),
+        rows=[],
+        best_epoch=0,
+        weights=run.model.state_dict(),
+        device=provenance.processor(),
+        precision=run.meta["precision"],
+        cpu_seconds=time.process_time(),
+    )
+
+
+def _shape(spec: Mapping[str, Any], data: Store, lines: int) -> dict[str, Any]:
+    """Return what `model.json` of a run must hold for its weights to fit."""
+    shape = {
+        **{key: spec[key] for key in ("study", "model", "normalisation")},
+        "options": resolved_options(spec["study"], spec["model"], spec["options"]),
+        "lines": lines,
+        "pixels": data.pixels,
+    }
+    # Every other normalisation takes the unit out.
+    return shape | ({"unit": data.unit} if spec["normalisation"] == "none" else {})
+
+
+def _told(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run tells about the one that it started from."""
+    return {key: meta[key] for key in ("name", "fold", "seed", "store_sha256", "weights_sha256")}
+
+
 def fitted_numbers(model: nn.Module) -> int:
     """Return how many numbers training finds: parameters, and what `fit` keeps in buffers."""
     fitted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -419,15 +546,17 @@ def fitted_numbers(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in fitted)
 
 
-def training_parts(data: Store, split: str | Path, fold: int) -> dict[str, np.ndarray]:
+def training_parts(
+    data: Store, split: str | Path, document: Mapping[str, Any], fold: int
+) -> dict[str, np.ndarray]:
     """Return where the scans of the training and validation parts stand in the store.
 
     Raises
     ------
     UserError
-        If the split is damaged, of another store, or has no such fold.
+        If the split has no such fold, or a part of it is empty.
     """
-    folds = read_split(split, data)["folds"]
+    folds = document["folds"]
     if not 0 <= fold < len(folds):
         raise UserError(f"{split}: there is no fold {fold}, the folds are 0 to {len(folds) - 1}")
     test = set(folds[fold]["test"])
@@ -491,10 +620,18 @@ def _reader(
     )
 
 
-def _key(spec: Mapping[str, Any], data: Store, split: str | Path, model: nn.Module) -> str:
+def _key(
+    spec: Mapping[str, Any],
+    data: Store,
+    split: str | Path,
+    model: nn.Module,
+    foundation: Foundation | None,
+) -> str:
     """Return a name for all that the weights depend on: no other run's state is taken up."""
     files = sources.closure(__name__, type(model).__module__)
     parts = [canonical_json(spec), data.sha256, sha256_of(split), torch.__version__]
+    if foundation is not None:
+        parts.append(foundation.run.meta["weights_sha256"])
     parts += map(sha256_of, files)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -510,6 +647,7 @@ def _fit_at_once(
     model: nn.Module,
     task: Classification,
     readers: Mapping[str, WindowReader],
+    count_C: np.ndarray,
     weights_C: np.ndarray,
     seed: int,
 ) -> Trained:
@@ -528,6 +666,8 @@ def _fit_at_once(
             row |= {f"{stage}_{key}": value for key, value in task.figures(stage).items()}
     row["seconds"] = round(time.perf_counter() - started, 3)
     return Trained(
+        count_C=count_C,
+        weights_C=weights_C,
         rows=[row],
         best_epoch=1,
         weights=model.state_dict(),

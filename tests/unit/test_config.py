@@ -268,7 +268,7 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             "random",
             "config: datasets.h-si100.labels.ties",
         ),
-        (("training", "epochs"), 0, "config: training.epochs: 0 is less than the minimum"),
+        (("training", "epochs"), -1, "config: training.epochs: -1 is less than the minimum"),
         (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
         (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),

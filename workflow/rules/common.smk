@@ -99,6 +99,24 @@ def of_run(name, below="results"):
     return f"{below}/{plan.RUN}/{name}"
 
 
+def foundations(wildcards):
+    """List the files of the runs that a run rests on."""
+    return [
+        f"results/{plan.RUN.format(**run)}/{name}"
+        for run in plan.rests_on(config, wildcards).values()
+        for name in ("weights.safetensors", "model.json", "seen.txt")
+    ]
+
+
+def foundation_options(wildcards):
+    """Give the options that name the folders of the runs that a run rests on."""
+    return [
+        part
+        for role, run in plan.rests_on(config, wildcards).items()
+        for part in (f"--{role}", f"results/{plan.RUN.format(**run)}")
+    ]
+
+
 def predictions(wildcards):
     """List the prediction tables that a comparison needs."""
     return [

@@ -5,12 +5,14 @@ rule train:
     input:
         store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
+        foundations=foundations,
         code=code("scanbench.training"),
         model_code=model_code,
     output:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         history=of_run("history.csv"),
+        seen=of_run("seen.txt"),
         provenance=of_run("train.json"),
     log:
         of_run("train.log", below="results/logs"),
@@ -23,6 +25,7 @@ rule train:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     params:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
+        foundations=foundation_options,
     shell:
-        "scanbench train --spec {params.spec:q} {input.store:q} {input.split:q} {output.weights:q}"
-        " 2>&1 | tee -i {log:q}"
+        "scanbench train --spec {params.spec:q} {params.foundations:q} {input.store:q}"
+        " {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"
