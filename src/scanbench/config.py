@@ -277,11 +277,16 @@ def _check_starts(config: Config) -> None:
     for name, experiment in config["experiments"].items():
         start, where = experiment["start"], f"config: experiments.{name}.start"
         if start is None:
-            if experiment["training"]["epochs"] == 0:
-                raise UserError(
-                    f"config: experiments.{name}.training.epochs: 0 takes a start as it is, and "
-                    "there is none; give `start`, or at least 1 epoch"
-                )
+            training = experiment["training"]
+            for key, wrong in (
+                ("epochs", training["epochs"] == 0),
+                ("frozen", training["frozen"] != "none"),
+            ):
+                if wrong:
+                    raise UserError(
+                        f"config: experiments.{name}.training.{key}: {training[key]} rests on a "
+                        "start, and there is none; give `start`, or leave it out"
+                    )
             continue
         for key in ("experiment", "dataset", "split"):
             if start[key] is not None and start[key] not in config[f"{key}s"]:

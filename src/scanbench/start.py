@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from scanbench.errors import UserError, counted
-from scanbench.files import replacing, sha256_of
+from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.runs import Run, load_run
 from scanbench.store import Store
 
@@ -119,7 +119,7 @@ def check_alike(foundation: Foundation, wanted: Mapping[str, Any]) -> None:
     """
     meta = foundation.run.meta
     for key, value in wanted.items():
-        if meta[key] != value:
+        if canonical_json(meta[key]) != canonical_json(value):
             raise UserError(
                 f"{foundation.folder}: has {key} {meta[key]!r}, not {value!r}; start from a run "
                 "that has the same"

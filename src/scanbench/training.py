@@ -94,14 +94,15 @@ class SampleEpochs:
         Gives the part's samples.
     steps
         Batches of an epoch; None: all. Where samples are shuffled, what is left out differs from
-        epoch to epoch.
+        epoch to epoch. If there are fewer, they are gone through again, in another order.
     shared
         Whether several processes divide each batch between them, or each gets all.
     """
 
     def __init__(self, reader: WindowReader, *, steps: int | None, shared: bool) -> None:
         self.reader, self.shared = reader, shared
-        self.steps = len(reader) if steps is None else steps
+        self.each = len(reader) if steps is None else training_steps(reader, None)
+        self.steps = self.each if steps is None else steps
 
     @classmethod
     def all_of(cls, reader: WindowReader) -> Iterator[Batch]:
@@ -117,7 +118,13 @@ class SampleEpochs:
         rank, world = 0, 1
         if self.shared and torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for batch in islice(self.reader.epoch(epoch), self.steps):
+        passes = -(-self.steps // self.each)
+        batches = (
+            batch
+            for k in range(passes)
+            for batch in islice(self.reader.epoch(epoch * passes + k), self.each)
+        )
+        for batch in islice(batches, self.steps):
             # Each process needs a sample: where there are too few, some are repeated.
             own = np.resize(np.arange(len(batch.x)), max(len(batch.x), world))[rank::world]
             whole = Batch(*map(torch.from_numpy, (batch.x, batch.n_lines, batch.label)))
@@ -243,6 +250,35 @@ class Classification(nn.Module):
         return figures
 
 
+def share_of(data: Store, scans: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return a share of scans, drawn by class: what a training on few labels knows.
+
+    A smaller share is part of every larger one of the same seed, and which scans are drawn does not
+    depend on the others of the part.
+
+    Parameters
+    ----------
+    data, scans
+        The store, and the positions of labelled scans in it.
+    fraction
+        Share of the scans of each class, rounded up: no class is lost.
+    seed
+        Of the draw.
+    """
+    if fraction == 1:
+        return scans
+    order = np.array(
+        [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in data.scan_id[scans]]
+    )
+    drawn = []
+    for label in np.unique(data.label[scans]):
+        own = np.flatnonzero(data.label[scans] == label)
+        # Rounding keeps 0.07 × 100, which is a little more than 7 in binary, from being 8.
+        wanted = math.ceil(round(fraction * len(own), 6))
+        drawn.append(own[np.argsort(order[own])][:wanted])
+    return scans[np.sort(np.concatenate(drawn))]
+
+
 def class_counts(reader: WindowReader) -> np.ndarray:
     """Return how many samples of each class a part has [C]; a scan may give several, or none."""
     label_N = reader.store.label[reader.scans].astype(np.int64)
@@ -272,9 +308,9 @@ def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.nda
 class Trained:
     """What came out of a training: history, best epoch (from 1), its weights, and how.
 
-    `count_C` and `weights_C` are the number and the weight in the loss of the samples of each class
-    that it learned from. `cpu_seconds` are those of all processes that took part, also of those
-    before a resume.
+    `count_C` and `weights_C` are the number and the weight in the loss of the training samples of
+    each class. `cpu_seconds` are those of all processes that took part, also of those before a
+    resume.
     """
 
     count_C: np.ndarray
@@ -342,25 +378,25 @@ def train(
             check_unseen(foundation, data, split, document, spec["fold"])
             check_alike(foundation, _shape(spec, data, lines))
             take_over(model, foundation, data.classes)
+        elif settings.frozen != "none":
+            raise UserError(
+                f"training.frozen: {settings.frozen} keeps what a start has learned, and there is "
+                "none; name one, or set it to none"
+            )
         checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model, foundation)
+        seen = np.array([], np.int64)
         if settings.epochs == 0:
             trained = _as_it_is(foundation, data.classes)
         else:
-            found = _learned(
-                model,
-                spec,
-                settings,
-                augmentation,
-                data,
-                parts,
-                begun=foundation is not None,
-                checkpoints=checkpoints,
-                tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
-                where=where,
+            times = AnswerTimes.of(model, lines)
+            samples = _samples(data, parts, times, spec, settings, where)
+            task = Classification(times, samples.weights_C, settings, augmentation)
+            learned = _learned(
+                model, task, samples, spec, out, checkpoints, begun=foundation is not None
             )
-            if found is None:
+            if learned is None:
                 return
-            trained = found
+            trained, seen = learned, samples.scans
         prior_C = trained.count_C * trained.weights_C
         meta = {
             **{key: spec[key] for key in ("study", "name", "model", "normalisation", "window")},
@@ -386,6 +422,7 @@ def train(
             "parameters": fitted_numbers(model),
             "operations": operations(model, lines, data.pixels),
         }
+        write_seen(out, data, seen, [foundation] if foundation else [])
     with (
         replacing(out / "history.csv") as path,
         path.open("w", encoding="utf-8", newline="") as file,
@@ -393,8 +430,6 @@ def train(
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained.rows)
-        learned = np.concatenate(list(parts.values())) if settings.epochs else np.array([], int)
-        write_seen(out, data, learned, [foundation] if foundation else [])
     inputs = {"store": store, "split": split}
     if start is not None:
         inputs |= {"start_weights": start / WEIGHTS, "start_model": start / META}
@@ -415,76 +450,108 @@ def train(
         checkpoints.parent.rmdir()
 
 
-def _learned(
-    model: nn.Module,
-    spec: Mapping[str, Any],
-    settings: Settings,
-    augmentation: Augmentation,
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a model learns from.
+
+    Attributes
+    ----------
+    train, validation
+        The parts.
+    steps
+        Of an epoch.
+    count_C, weights_C
+        Training samples of each class, and the weight of each in the loss.
+    """
+
+    train: WindowReader
+    validation: WindowReader
+    steps: int
+    count_C: np.ndarray
+    weights_C: np.ndarray
+
+    @property
+    def scans(self) -> np.ndarray:
+        """Where in the store the scans of both parts stand."""
+        return np.concatenate([self.train.scans, self.validation.scans])
+
+
+def _samples(
     data: Store,
     parts: Mapping[str, np.ndarray],
-    *,
-    begun: bool,
-    checkpoints: Path,
-    tensorboard: Path | None,
+    times: AnswerTimes,
+    spec: Mapping[str, Any],
+    settings: Settings,
     where: str,
-) -> Trained | None:
-    """Train a model on the samples of its parts; None in a process that is not to write.
+) -> Samples:
+    """Return the samples of scans that are long enough, or of a share of these.
 
-    `begun`: it has the weights of another run already.
+    With a share of the labels an epoch has as many steps as with all of them: few labels shall not
+    mean few steps.
     """
-    times = AnswerTimes.of(model, spec["window"]["lines"] if spec["window"] else data.lines)
-    readers = {
-        part: _reader(
-            data,
-            scans[data.n_lines[scans] >= times.fewest],
-            spec,
-            settings,
-            shuffle=part == "train",
-        )
-        for part, scans in parts.items()
-    }
-    for part, reader in readers.items():
+    readers = {}
+    steps = 0
+    for part, scans in parts.items():
+        usable = scans[data.n_lines[scans] >= times.fewest]
+        reader = _reader(data, usable, spec, settings, shuffle=part == "train")
         if not len(reader.index):
             raise UserError(
                 f"{where}: no {part} scan is long enough for {spec['model']}, which first "
                 f"answers after {times.fewest} lines; choose a smaller window"
             )
+        if part == "train":
+            steps = training_steps(reader, settings.max_scans)
+        if settings.fraction < 1:
+            few = share_of(data, usable, settings.fraction, spec["seed"])
+            reader = _reader(data, few, spec, settings, shuffle=part == "train")
+        readers[part] = reader
     count_C = class_counts(readers["train"])
     weights_C = class_weights(count_C, data.classes, where)
     if not settings.class_weights:
         weights_C = np.ones(len(data.classes))
     check_validation(class_counts(readers["validation"]), data.classes, settings, where)
-    task = Classification(times, weights_C, settings, augmentation)
+    return Samples(**readers, steps=steps, count_C=count_C, weights_C=weights_C)
+
+
+def _learned(
+    model: nn.Module,
+    task: Classification,
+    samples: Samples,
+    spec: Mapping[str, Any],
+    out: Path,
+    checkpoints: Path,
+    *,
+    begun: bool,
+) -> Trained | None:
+    """Train a model; None in a process that is not to write.
+
+    `begun`: it has the weights of another run already.
+    """
+    settings = task.settings
     if hasattr(model, "fit"):
         if begun:
             raise UserError(
                 f"experiments.{spec['name']}.start: {spec['model']} is fitted at once, which "
                 "forgets how it began; set training.epochs to 0 to take the start as it is"
             )
-        return _fit_at_once(model, task, readers, count_C, weights_C, spec["seed"])
+        return _fit_at_once(model, task, samples, spec["seed"])
     fresh = not begun and not (checkpoints / "last.ckpt").exists()
     if fresh and hasattr(model, "initialise"):
-        model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
-    learner = Learner(
-        model,
-        task,
-        settings,
-        steps=training_steps(readers["train"], settings.max_scans),
-        seed=spec["seed"],
-    )
+        model.initialise(*_whole(samples.train), samples.weights_C, spec["seed"])  # type: ignore[operator]
+    learner = Learner(model, task, settings, steps=samples.steps, seed=spec["seed"])
     journal = fit(
         learner,
-        SampleEpochs(readers["train"], steps=learner.steps, shared=True),
-        SampleEpochs(readers["validation"], steps=None, shared=False),
+        SampleEpochs(samples.train, steps=samples.steps, shared=True),
+        SampleEpochs(samples.validation, steps=None, shared=False),
         title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
         checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
-        tensorboard=tensorboard,
+        tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
     )
     if not journal.writes:
         return None
     return Trained(
-        count_C=count_C,
-        weights_C=weights_C,
+        count_C=samples.count_C,
+        weights_C=samples.weights_C,
         rows=journal.rows,
         best_epoch=journal.best_epoch,
         weights=journal.best_weights,
@@ -646,9 +713,7 @@ def _whole(reader: WindowReader) -> tuple[np.ndarray, ...]:
 def _fit_at_once(
     model: nn.Module,
     task: Classification,
-    readers: Mapping[str, WindowReader],
-    count_C: np.ndarray,
-    weights_C: np.ndarray,
+    samples: Samples,
     seed: int,
 ) -> Trained:
     """Fit a model that is not trained by gradient descent; its history has one row.
@@ -656,18 +721,18 @@ def _fit_at_once(
     Its training figures are of as many batches as the validation part has, drawn at random.
     """
     started = time.perf_counter()
-    model.fit(*_whole(readers["train"]), weights_C, seed)  # type: ignore[operator]
+    model.fit(*_whole(samples.train), samples.weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():
-        for stage, part in (("train", "train"), ("val", "validation")):
-            for batch in islice(SampleEpochs.all_of(readers[part]), len(readers["validation"])):
+        for stage, reader in (("train", samples.train), ("val", samples.validation)):
+            for batch in islice(SampleEpochs.all_of(reader), len(samples.validation)):
                 task.step(model, batch, stage)
             row |= {f"{stage}_{key}": value for key, value in task.figures(stage).items()}
     row["seconds"] = round(time.perf_counter() - started, 3)
     return Trained(
-        count_C=count_C,
-        weights_C=weights_C,
+        count_C=samples.count_C,
+        weights_C=samples.weights_C,
         rows=[row],
         best_epoch=1,
         weights=model.state_dict(),
