@@ -140,6 +140,13 @@ def protocols(args: Arguments) -> None:
     side_by_side(args.spec, folders, args.out)
 
 
+def curves(args: Arguments) -> None:
+    """Draw a comparison's experiments against a number of theirs, such as their share of labels."""
+    from scanbench.curves import draw_curves
+
+    draw_curves(args.spec, args.scores, args.out)
+
+
 def store_verify(args: Arguments) -> None:
     """Recheck every checksum and rule of a store."""
     from scanbench.store import verify
@@ -360,6 +367,14 @@ def parser() -> argparse.ArgumentParser:
             default=Path("results"),
             help="folder that holds runs/ and comparisons/; default: results",
         )
+    command(
+        "curves",
+        curves,
+        {
+            "scores": "folder of scores of the comparison, from evaluate",
+            "out": "folder to write the tables and the figure into",
+        },
+    )
     applied = command(
         "apply",
         apply,

@@ -51,6 +51,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
         experiment["options"] = _options(filled["study"], experiment, where)
     _check_classes(filled)
     _check_references(filled)
+    _check_curves(filled)
     _check_starts(filled)
     return filled
 
@@ -219,7 +220,7 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
-    known = {**config["comparisons"], **config["side_by_side"]}
+    known = {**config["comparisons"], **config["side_by_side"], **config["curves"]}
     for target in config["targets"]:
         if target not in known:
             hint = did_you_mean(target, known)
@@ -349,24 +350,60 @@ def _check_alike(config: Config, run: Config, start: Config, where: str) -> None
 
 def _shape(config: Config, run: Config) -> Config:
     """Return what must be equal for one run to take over the weights of another."""
-    catalogue = importlib.import_module(f"scanbench.{config['study']}.catalogue")
     experiment = config["experiments"][run["experiment"]]
     store = config["datasets"][run["dataset"]]["store"]
-    fields = catalogue.option_fields(experiment["model"])
+    options = plan.options(config, run["experiment"])
     return {
         "model": experiment["model"],
-        **{
-            f"options.{key}": experiment["options"].get(key, _plain(default))
-            for key, (_, default) in fields.items()
-        },
+        **{f"options.{key}": value for key, value in options.items()},
         "normalisation": experiment["normalisation"],
         "lines": (experiment["window"] or store)["lines"],
         "pixels": store["pixels"],
     }
 
 
-def _plain(default: Any) -> Any:
-    return list(default) if isinstance(default, tuple) else default
+def _check_curves(config: Config) -> None:
+    """Check that curves are of a comparison's experiments, and rise over a number of theirs."""
+    for name, curves in config["curves"].items():
+        where = f"config: curves.{name}"
+        for other in ("comparisons", "side_by_side"):
+            if name in config[other]:
+                raise UserError(f"{where}: one of {other} has this name; give it another")
+        if curves["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(curves["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {curves['comparison']!r}; {hint}")
+        comparison = config["comparisons"][curves["comparison"]]
+        if comparison["baseline"] is None:
+            raise UserError(
+                f"{where}.comparison: {curves['comparison']!r} has no baseline to reach; name one "
+                "of its experiments"
+            )
+        # An overlay may change a comparison without regard to curves that it does not ask for.
+        if name in config["targets"]:
+            for series, experiments in curves["series"].items():
+                _check_series(config, curves, experiments, f"{where}.series.{series}")
+
+
+def _check_series(config: Config, curves: Config, experiments: list[str], where: str) -> None:
+    known = config["comparisons"][curves["comparison"]]["experiments"]
+    before = -math.inf
+    for experiment in experiments:
+        if experiment not in known:
+            raise UserError(
+                f"{where}: {experiment!r} is no experiment of {curves['comparison']!r}; "
+                f"{did_you_mean(experiment, known)}"
+            )
+        try:
+            x = plan.value_of(config, experiment, curves["x"])
+        except KeyError:
+            x = None
+        if not isinstance(x, int | float) or isinstance(x, bool):
+            raise UserError(f"{where}: {experiment!r} has no number under {curves['x']!r}")
+        if x <= before:
+            raise UserError(f"{where}: {curves['x']} does not rise at {experiment!r}; order them")
+        if x <= 0 and curves["scale"] == "log":
+            raise UserError(f"{where}: {x:g} has no place on a logarithmic axis; set scale: linear")
+        before = x
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:

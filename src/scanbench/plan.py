@@ -71,10 +71,15 @@ def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def compared(config: Config) -> list[str]:
-    """Return the comparisons that the targets ask for: by name, or as sides of one."""
-    sides = config["side_by_side"]
-    wanted = [sides[name]["comparisons"] if name in sides else [name] for name in config["targets"]]
-    return list(dict.fromkeys(name for names in wanted for name in names))
+    """Return the comparisons that the targets ask for: by name, as sides, or to draw curves of."""
+    sides, curves = config["side_by_side"], config["curves"]
+
+    def needed(target: str) -> list[str]:
+        if target in sides:
+            return list(sides[target]["comparisons"])
+        return [curves[target]["comparison"]] if target in curves else [target]
+
+    return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
 
 
 def source_path(config: Config, dataset: str) -> str:
@@ -242,16 +247,12 @@ def protocols_spec(config: Config, name: str) -> str:
     sides = []
     for comparison in wanted["comparisons"]:
         given = config["comparisons"][comparison]
-        dataset = config["datasets"][given["dataset"]]
-        kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
         sides.append(
             {
                 "comparison": comparison,
                 "split": given["split"],
                 "scheme": config["splits"][given["split"]]["scheme"],
-                "data": ". ".join(
-                    filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]])
-                ),
+                "data": data_note(config, comparison),
             }
         )
     first = config["comparisons"][wanted["comparisons"][0]]
@@ -263,6 +264,63 @@ def protocols_spec(config: Config, name: str) -> str:
             "confidence": config["evaluation"]["confidence"],
         }
     )
+
+
+def options(config: Config, experiment: str) -> dict[str, Any]:
+    """Return all options of an experiment's model, those not given at their defaults."""
+    catalogue = importlib.import_module(f"scanbench.{config['study']}.catalogue")
+    wanted = config["experiments"][experiment]
+    fields = catalogue.option_fields(wanted["model"])
+    defaults = {k: list(d) if isinstance(d, tuple) else d for k, (_, d) in fields.items()}
+    return {**defaults, **wanted["options"]}
+
+
+def value_of(config: Config, experiment: str, key: str) -> Any:
+    """Return what an experiment has under a dotted key, such as `training.fraction`.
+
+    Raises
+    ------
+    KeyError
+        If there is no such key.
+    """
+    found: Any = {**config["experiments"][experiment], "options": options(config, experiment)}
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            raise KeyError(part)
+        found = found[part]
+    return found
+
+
+def curves_spec(config: Config, name: str) -> str:
+    """Return what curves over a number of experiments depend on."""
+    wanted = config["curves"][name]
+    comparison = config["comparisons"][wanted["comparison"]]
+    return canonical_json(
+        {
+            **{key: wanted[key] for key in ("title", "comparison", "label", "scale")},
+            "series": [
+                {
+                    "name": series,
+                    "points": [
+                        [float(value_of(config, experiment, wanted["x"])), experiment]
+                        for experiment in experiments
+                    ],
+                }
+                for series, experiments in wanted["series"].items()
+            ],
+            "baseline": comparison["baseline"],
+            "metrics": config["evaluation"]["metrics"],
+            "confidence": config["evaluation"]["confidence"],
+            "data": data_note(config, wanted["comparison"]),
+        }
+    )
+
+
+def data_note(config: Config, comparison: str) -> str:
+    """Return what data a comparison is of, to stand under a figure: simulated, if they are."""
+    dataset = config["datasets"][config["comparisons"][comparison]["dataset"]]
+    kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
+    return ". ".join(filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]]))
 
 
 def threads(config: Config, run: Mapping[str, Any]) -> int:

@@ -179,13 +179,24 @@ def comparison_scans(wildcards):
     return f"results/data/{dataset}/scans"
 
 
+def curves_scores(wildcards):
+    """Give the scores of the comparison that curves are drawn of."""
+    comparison = config["curves"][wildcards.name]["comparison"]
+    return f"results/comparisons/{comparison}/scores"
+
+
 def targets(_):
-    """List the pages of the targets, and where protocols are compared, their figure."""
+    """List the pages of the targets, and the figures of protocols side by side and of curves."""
     pages = [
         f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
     ]
     sides = [name for name in config["targets"] if name in config["side_by_side"]]
-    return pages + [f"results/side-by-side/{name}/protocols.svg" for name in sides]
+    curves = [name for name in config["targets"] if name in config["curves"]]
+    return [
+        *pages,
+        *(f"results/side-by-side/{name}/protocols.svg" for name in sides),
+        *(f"results/curves/{name}/curves.svg" for name in curves),
+    ]
 
 
 def datasets_from(source):
