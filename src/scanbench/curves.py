@@ -24,6 +24,7 @@ from scanbench import plotting, provenance
 from scanbench.errors import UserError
 from scanbench.files import write_json
 from scanbench.plotting import (
+    BLACK,
     DOUBLE,
     EXPERIMENT_COLOURS,
     EXPERIMENT_LINES,
@@ -33,6 +34,7 @@ from scanbench.plotting import (
     MM,
     SINGLE,
     Sheet,
+    number,
     with_interval,
 )
 from scanbench.scores import macro_row, read_scores
@@ -207,9 +209,10 @@ def point_table(spec: Mapping[str, Any], raw: pd.DataFrame) -> ResultTable:
             spec["label"]: f"{row['x']:g}",
             "Metric": METRIC_NAMES[str(row["metric"])],
             "Value": with_interval(row["value"], row["low"], row["high"]),
-            f"Less {spec['baseline']}": "–"
+            f"Value − {spec['baseline']}": "–"
             if row["experiment"] == spec["baseline"]
-            else with_interval(row["difference"], row["difference_low"], row["difference_high"]),
+            else f"{number(row['difference'])} ({number(row['difference_low'])} to "
+            f"{number(row['difference_high'])})",
         }
         for row in raw.to_dict("records")
     ]
@@ -270,14 +273,15 @@ def drawing(spec: Mapping[str, Any], raw: pd.DataFrame, reached: pd.DataFrame) -
             )  # fmt: skip
             found = reached[(reached["metric"] == metric) & (reached["series"] == series["name"])]
             height = float((own["value"] - own["difference"]).iloc[0])
-            if not found["bound"].iloc[0]:
+            itself = own["x"][own["experiment"] == spec["baseline"]].isin(found["x"]).any()
+            if not found["bound"].iloc[0] and not itself:
                 axes.plot(
                     found["x"], [height], marker="o", markersize=8, color=colour,
                     markerfacecolor="none", linestyle="",
                 )  # fmt: skip
                 rings = True
         handles[f"{spec['baseline']} (baseline)"] = axes.axhline(
-            height, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=0
+            height, color=BLACK, linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1
         )
         axes.set_xscale(spec["scale"])
         ticks = sorted(set(raw["x"]))
