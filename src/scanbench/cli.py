@@ -97,7 +97,14 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent)
+    train(args.spec, args.store, args.split, args.weights.parent, chosen=args.chosen)
+
+
+def choose(args: Arguments) -> None:
+    """Choose the setting of a search that is best on validation scans."""
+    from scanbench.tuning import choose
+
+    choose(args.spec, args.trials, args.out)
 
 
 def predict(args: Arguments) -> None:
@@ -307,7 +314,7 @@ def parser() -> argparse.ArgumentParser:
     divided.add_argument("--split", default="", help="name of the split, for messages")
     for sub in (read, divided):
         sub.add_argument("--dataset", default="", help="name of the data set, for messages")
-    command(
+    trained = command(
         "train",
         train,
         {
@@ -315,6 +322,9 @@ def parser() -> argparse.ArgumentParser:
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
         },
     )
+    trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
+    settled = command("choose", choose, {"out": "JSON file to write"})
+    settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
     predicted = command(
         "predict",
         predict,

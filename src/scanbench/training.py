@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
 
-from scanbench import provenance, sources
+from scanbench import provenance, sources, tuning
 from scanbench.augment import Augmentation, augment
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
@@ -267,7 +267,9 @@ class Trained:
     cpu_seconds: float
 
 
-def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
+def train(
+    spec: Mapping[str, Any], store: Path, split: Path, out: Path, *, chosen: Path | None = None
+) -> None:
     """Train one model on one fold with one seed, and write the run.
 
     Writes `weights.safetensors`, `model.json`, `history.csv` and `train.json` into `out`. If the
@@ -282,6 +284,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         The data set and its division. Test scans are never read.
     out
         Folder of the run.
+    chosen
+        What `tuning.choose` wrote: its setting goes over that of `spec`.
 
     Raises
     ------
@@ -289,6 +293,9 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         If an input or a setting is wrong, or the loss is no longer finite.
     """
     started = time.time()
+    found, search_cpu_seconds = tuning.read_chosen(chosen) if chosen else (None, 0.0)
+    if found:
+        spec = tuning.with_setting(spec, found["setting"])
     settings: Settings = from_config(Settings, spec["training"], "training")
     augmentation: Augmentation = from_config(Augmentation, spec["augmentation"], "augmentation")
     torch.set_num_threads(settings.num_threads)
@@ -386,6 +393,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
             "operations": operations(model, lines, data.pixels),
+            "tuning": found,
         }
     with (
         replacing(out / "history.csv") as path,
@@ -394,18 +402,16 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained.rows)
-    inputs = {"store": store, "split": split}
-    write_json(
-        out / "train.json",
-        provenance.record(
-            spec,
-            inputs=inputs,
-            started=started,
-            seed=spec["seed"],
-            device=trained.device,
-            cpu_seconds=trained.cpu_seconds,
-        ),
+    inputs = {"store": store, "split": split} | ({"chosen": chosen} if chosen else {})
+    record = provenance.record(
+        spec,
+        inputs=inputs,
+        started=started,
+        seed=spec["seed"],
+        device=trained.device,
+        cpu_seconds=trained.cpu_seconds,
     )
+    write_json(out / "train.json", {**record, "search_cpu_seconds": search_cpu_seconds})
     save_run(out, trained.weights, meta)
     shutil.rmtree(checkpoints, ignore_errors=True)
     with suppress(OSError):  # other runs may have theirs there

@@ -7,6 +7,7 @@ rule train:
         split="results/data/{dataset}/splits/{split}.json",
         code=code("scanbench.training"),
         model_code=model_code,
+        chosen=chosen,
     output:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
@@ -23,6 +24,7 @@ rule train:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     params:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
+        chosen=chosen_option,
     shell:
-        "scanbench train --spec {params.spec:q} {input.store:q} {input.split:q} {output.weights:q}"
-        " 2>&1 | tee -i {log:q}"
+        "scanbench train {params.chosen:q} --spec {params.spec:q} {input.store:q} {input.split:q}"
+        " {output.weights:q} 2>&1 | tee -i {log:q}"
