@@ -25,6 +25,7 @@ wildcard_constraints:
     name="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
+    trial=r"\d+",
 
 
 localrules:
@@ -40,6 +41,7 @@ include: "workflow/rules/ingest.smk"
 include: "workflow/rules/convert.smk"
 include: "workflow/rules/split.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"

@@ -97,7 +97,14 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent, args.start)
+    train(args.spec, args.store, args.split, args.weights.parent, args.start, chosen=args.chosen)
+
+
+def choose(args: Arguments) -> None:
+    """Choose the setting of a search that is best on validation scans."""
+    from scanbench.tuning import choose
+
+    choose(args.spec, args.trials, args.out)
 
 
 def predict(args: Arguments) -> None:
@@ -323,6 +330,9 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
+    trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
+    settled = command("choose", choose, {"out": "JSON file to write"})
+    settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
     predicted = command(
         "predict",
         predict,

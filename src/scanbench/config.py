@@ -2,7 +2,8 @@
 
 The schema (`workflow/schemas/config.schema.yaml`) says what a key may hold; this module adds what a
 schema cannot say: what an experiment takes from its base, that the names a comparison uses exist,
-that a model has the options it is given, that windows reach the last line, that numbers are finite.
+that a model has the options it is given, that windows reach the last line, that a comparison's
+experiments are tuned alike, that numbers are finite.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from scanbench import plan
+from scanbench import plan, tuning
 from scanbench.errors import UserError, did_you_mean
 
 Schema = Mapping[str, Any]
@@ -49,6 +50,8 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
             experiment[part] = _checked(merged, schema["$defs"][part], schema, (*where, part))
         experiment.setdefault("normalisation", filled["normalisation"])
         experiment["options"] = _options(filled["study"], experiment, where)
+        if "search" in experiment:
+            experiment["search"] = _search(filled, schema, name)
     _check_classes(filled)
     _check_references(filled)
     _check_curves(filled)
@@ -203,6 +206,36 @@ def _option(value: Any, kind: str, where: str) -> Any:
     raise UserError(f"{where}: {value!r} is not of type {kind}")
 
 
+def _search(config: Config, schema: Schema, name: str) -> dict[str, list[Any]]:
+    """Return the values that a search tries, each checked as if it stood in the experiment."""
+    experiment = config["experiments"][name]
+    checked: dict[str, list[Any]] = {}
+    for key, values in experiment["search"].items():
+        part, _, option = key.partition(".")
+        at = ("experiments", name, "search", key)
+        where = f"config: {'.'.join(at)}"
+        if part not in tuning.PARTS or not option:
+            raise UserError(
+                f"{where}: a search changes keys of {', '.join(tuning.PARTS)}; write "
+                "training.learning_rate, for one"
+            )
+        if part == "training" and option in tuning.FIXED:
+            raise UserError(f"{where}: {option} is no setting to choose; leave it out")
+        changed = [{**experiment[part], option: value} for value in values]
+        if part == "options":
+            tried = [_options(config["study"], {**experiment, part: c}, at[:2]) for c in changed]
+        else:
+            tried = [_checked(c, schema["$defs"][part], schema, (*at[:2], part)) for c in changed]
+        checked[key] = [values[option] for values in tried]
+    trials, possible = config["tuning"]["trials"], tuning.size(checked)
+    if checked and possible < trials:
+        raise UserError(
+            f"config: experiments.{name}.search: {possible} settings are fewer than the {trials} "
+            "of tuning.trials that every experiment gets; add values"
+        )
+    return checked
+
+
 def _check_classes(config: Config) -> None:
     """Check tables that have a class for their key."""
     for name, dataset in config["datasets"].items():
@@ -251,6 +284,19 @@ def _check_references(config: Config) -> None:
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
                 _check_window(config, name, experiment)
+        if name in wanted and config["tuning"]["trials"]:
+            _check_effort(config, name)
+
+
+def _check_effort(config: Config, comparison: str) -> None:
+    """Check that in a comparison either all experiments are tuned or none."""
+    names = config["comparisons"][comparison]["experiments"]
+    without = [name for name in names if "search" not in config["experiments"][name]]
+    if without and len(without) < len(names):
+        raise UserError(
+            f"config: comparisons.{comparison}: {without[0]!r} has no search, but others have: "
+            "give it one, or `search: {}` if it has nothing to tune"
+        )
 
 
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
@@ -337,7 +383,15 @@ def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
 
 
 def _check_alike(config: Config, run: Config, start: Config, where: str) -> None:
-    """Check that weights of one run fit another."""
+    """Check that weights of one run fit another, whatever setting a search may choose."""
+    for one in (run, start) if config["tuning"]["trials"] else ():
+        search = config["experiments"][one["experiment"]].get("search", {})
+        if any(key.startswith("options.") for key in search):
+            raise UserError(
+                f"config: experiments.{one['experiment']}.search: "
+                f"{run['experiment']!r} starts from {start['experiment']!r} and must have its "
+                "options; search none of them"
+            )
     own, other = (_shape(config, one) for one in (run, start))
     for key, value in own.items():
         if value != other[key]:

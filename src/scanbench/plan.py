@@ -10,12 +10,16 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from scanbench import tuning
 from scanbench.files import canonical_json
 
 Config = Mapping[str, Any]
 
 #: Path of a run's folder below `results/`; wildcards as Snakemake writes them.
 RUN = "runs/{dataset}/{split}/{experiment}/fold{fold}-seed{seed}"
+
+#: Path of the folder below `results/` in which a fold chooses an experiment's setting.
+TUNING = "tuning/{dataset}/{split}/{experiment}/fold{fold}"
 
 
 def folds(split: Config) -> list[int]:
@@ -157,15 +161,50 @@ def copies_spec(config: Config, split: str) -> str:
 
 def train_spec(config: Config, run: Mapping[str, Any]) -> str:
     """Return what one training depends on."""
+    return canonical_json(_training(config, run, int(run["seed"])))
+
+
+def _training(config: Config, run: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    experiment = config["experiments"][run["experiment"]]
+    return {
+        **{key: value for key, value in experiment.items() if key != "search"},
+        "study": config["study"],
+        "name": run["experiment"],
+        "fold": int(run["fold"]),
+        "seed": seed,
+        "start": rests_on(config, {**run, "seed": seed}).get("start"),
+    }
+
+
+def settings(config: Config, run: Mapping[str, Any]) -> list[tuning.Setting]:
+    """Return the settings that a fold tries for an experiment.
+
+    None if nothing is searched, or nothing trained: a start is taken as it is.
+    """
+    experiment = config["experiments"][run["experiment"]]
+    search = experiment.get("search") if experiment["training"]["epochs"] else None
+    chosen = config["tuning"]
+    return tuning.settings(search, chosen["trials"], chosen["seed"]) if search else []
+
+
+def trial_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what one trial of a search depends on."""
+    wanted = config["tuning"]
+    setting = settings(config, run)[int(run["trial"])]
+    training = tuning.with_setting(_training(config, run, wanted["seed"]), setting)
+    if wanted["epochs"] is not None:
+        training["training"]["epochs"] = wanted["epochs"]
+    return canonical_json(training)
+
+
+def choose_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what choosing among the trials of a search depends on."""
     experiment = config["experiments"][run["experiment"]]
     return canonical_json(
         {
-            **experiment,
-            "study": config["study"],
-            "name": run["experiment"],
-            "fold": int(run["fold"]),
-            "seed": int(run["seed"]),
-            "start": rests_on(config, run).get("start"),
+            "search": experiment["search"],
+            "settings": settings(config, run),
+            "monitor": experiment["training"]["monitor"],
         }
     )
 

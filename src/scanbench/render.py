@@ -65,6 +65,8 @@ class Material:
         Experiment → the course of each run.
     costs
         `experiment` and the columns of `tables.COSTS`, means over the runs.
+    searches
+        Experiment → of each run, what `tuning.choose` wrote; None where nothing was tuned.
     manifest, rejected
         Tables of ingest.
     split
@@ -82,6 +84,7 @@ class Material:
     runs: Mapping[str, Sequence[Path]]
     histories: Mapping[str, Sequence[History]]
     costs: pd.DataFrame
+    searches: Mapping[str, Sequence[Mapping[str, Any] | None]]
     manifest: pd.DataFrame
     rejected: pd.DataFrame
     split: Mapping[str, Any]
@@ -231,9 +234,10 @@ def _read(
         if name not in set(frames["metrics"]["experiment"]):
             raise UserError(f"{scores / 'metrics.csv'}: no rows of {name!r}: evaluate again")
     histories: dict[str, list[History]] = {}
+    searches: dict[str, list[dict[str, Any] | None]] = {}
     costs = []
     for name in spec["experiments"]:
-        histories[name] = []
+        histories[name], searches[name] = [], []
         spent = []
         for run in runs[name]:
             model, train, predict = (
@@ -255,8 +259,10 @@ def _read(
                     "cpu_seconds": train["cpu_seconds"],
                     "peak_memory_mb": train.get("peak_memory_mb", math.nan),
                     "predict_cpu_seconds": predict["cpu_seconds"],
+                    "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
                 }
             )
+            searches[name].append(model.get("tuning"))
         costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
@@ -266,6 +272,7 @@ def _read(
         runs=runs,
         histories=histories,
         costs=pd.DataFrame(costs),
+        searches=searches,
         manifest=read_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
         rejected=read_csv(scans / "rejected.csv", "file reason"),
         split=_json(split),
@@ -322,6 +329,8 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         tables.part_table(material.split["counts"], material.classes),
         tables.audit_table(material.split["audit"]),
     ]
+    if any(any(found) for found in material.searches.values()):
+        made.append(tables.search_table(material.searches, material.costs))
     if material.people:
         made += [
             tables.people_table(material.people["agreement"]),

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
 
-from scanbench import provenance, sources
+from scanbench import provenance, sources, tuning
 from scanbench.augment import Augmentation, augment
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
@@ -324,7 +324,13 @@ class Trained:
 
 
 def train(
-    spec: Mapping[str, Any], store: Path, split: Path, out: Path, start: Path | None = None
+    spec: Mapping[str, Any],
+    store: Path,
+    split: Path,
+    out: Path,
+    start: Path | None = None,
+    *,
+    chosen: Path | None = None,
 ) -> None:
     """Train one model on one fold with one seed, and write the run.
 
@@ -343,6 +349,8 @@ def train(
         Folder of the run.
     start
         Folder of a run to begin with the weights of; with 0 epochs they are taken as they are.
+    chosen
+        What `tuning.choose` wrote: its setting goes over that of `spec`.
 
     Raises
     ------
@@ -351,6 +359,9 @@ def train(
         tests, or the loss is no longer finite.
     """
     started = time.time()
+    found, search_cpu_seconds = tuning.read_chosen(chosen) if chosen else (None, 0.0)
+    if found:
+        spec = tuning.with_setting(spec, found["setting"])
     settings: Settings = from_config(Settings, spec["training"], "training")
     augmentation: Augmentation = from_config(Augmentation, spec["augmentation"], "augmentation")
     torch.set_num_threads(settings.num_threads)
@@ -421,6 +432,7 @@ def train(
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
             "operations": operations(model, lines, data.pixels),
+            "tuning": found,
         }
         write_seen(out, data, seen, [foundation] if foundation else [])
     with (
@@ -430,20 +442,18 @@ def train(
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained.rows)
-    inputs = {"store": store, "split": split}
+    inputs = {"store": store, "split": split} | ({"chosen": chosen} if chosen else {})
     if start is not None:
         inputs |= {"start_weights": start / WEIGHTS, "start_model": start / META}
-    write_json(
-        out / "train.json",
-        provenance.record(
-            spec,
-            inputs=inputs,
-            started=started,
-            seed=spec["seed"],
-            device=trained.device,
-            cpu_seconds=trained.cpu_seconds,
-        ),
+    record = provenance.record(
+        spec,
+        inputs=inputs,
+        started=started,
+        seed=spec["seed"],
+        device=trained.device,
+        cpu_seconds=trained.cpu_seconds,
     )
+    write_json(out / "train.json", {**record, "search_cpu_seconds": search_cpu_seconds})
     save_run(out, trained.weights, meta)
     shutil.rmtree(checkpoints, ignore_errors=True)
     with suppress(OSError):  # other runs may have theirs there

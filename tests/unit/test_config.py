@@ -485,6 +485,23 @@ def test_a_start_or_a_curve_that_does_not_fit_is_one_line(changes: dict, line: s
     assert "\n" not in str(error.value)
 
 
+def test_a_search_changes_no_options_of_what_starts_and_tries_nothing_where_nothing_learns() -> (
+    None
+):
+    search: dict[str, list[float]] = {"training.learning_rate": [1.0e-3, 1.0e-4]}
+    config = asked(experiments={"cnn-scan": {"search": search}})
+    config |= {"targets": ["labels"], "tuning": {"trials": 2}}
+    resolved = resolve(config, SCHEMA)
+    run = {"dataset": "h-si100", "split": "sessions", "fold": 0, "seed": 0}
+    assert len(plan.settings(resolved, {**run, "experiment": "cnn-tuned"})) == 2
+    assert plan.settings(resolved, {**run, "experiment": "cnn-simulation"}) == []
+    search["options.dropout"] = [0.1, 0.3]
+    with pytest.raises(
+        UserError, match=r"search: 'cnn-tuned-0\.01' starts from 'cnn-scan' and must"
+    ):
+        resolve(config, SCHEMA)
+
+
 def test_a_chain_of_starts_must_not_come_by_another_fold_of_what_is_tested() -> None:
     """Through simulated scans, a run would begin with what a test scan of its own has taught."""
     chain = {

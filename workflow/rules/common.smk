@@ -99,21 +99,63 @@ def of_run(name, below="results"):
     return f"{below}/{plan.RUN}/{name}"
 
 
-def foundations(wildcards):
+def of_search(name, below="results"):
+    """Give the pattern of a file in the folder where a fold chooses a setting."""
+    return f"{below}/{plan.TUNING}/{name}"
+
+
+def trial_folders(wildcards):
+    """List the folders of the settings that a fold tries for an experiment."""
+    return [
+        of_search(f"trial{number}").format(**wildcards)
+        for number in range(len(plan.settings(config, wildcards)))
+    ]
+
+
+def of_trial(wildcards):
+    """Give the run that a trial stands for."""
+    return {**wildcards, "seed": config["tuning"]["seed"]}
+
+
+def trials(wildcards):
+    """List the records of the settings that a fold tries for an experiment."""
+    return [
+        f"{folder}/{name}"
+        for folder in trial_folders(wildcards)
+        for name in ("history.csv", "train.json")
+    ]
+
+
+def chosen(wildcards):
+    """Give the setting that a search found, with its record, where there is a search."""
+    if plan.settings(config, wildcards):
+        return [
+            of_search(name).format(**wildcards)
+            for name in ("chosen.json", "choose.json")
+        ]
+    return []
+
+
+def chosen_option(wildcards):
+    """Give the option that names the setting to train with, if there is one."""
+    return [part for path in chosen(wildcards)[:1] for part in ("--chosen", path)]
+
+
+def foundations(run):
     """List the files of the runs that a run rests on."""
     return [
-        f"results/{plan.RUN.format(**run)}/{name}"
-        for run in plan.rests_on(config, wildcards).values()
+        f"results/{plan.RUN.format(**below)}/{name}"
+        for below in plan.rests_on(config, run).values()
         for name in ("weights.safetensors", "model.json", "seen.txt")
     ]
 
 
-def foundation_options(wildcards):
+def foundation_options(run):
     """Give the options that name the folders of the runs that a run rests on."""
     return [
         part
-        for role, run in plan.rests_on(config, wildcards).items()
-        for part in (f"--{role}", f"results/{plan.RUN.format(**run)}")
+        for role, below in plan.rests_on(config, run).items()
+        for part in (f"--{role}", f"results/{plan.RUN.format(**below)}")
     ]
 
 

@@ -8,6 +8,7 @@ rule train:
         foundations=foundations,
         code=code("scanbench.training"),
         model_code=model_code,
+        chosen=chosen,
     output:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
@@ -25,7 +26,8 @@ rule train:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     params:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
+        chosen=chosen_option,
         foundations=foundation_options,
     shell:
-        "scanbench train --spec {params.spec:q} {params.foundations:q} {input.store:q}"
-        " {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"
+        "scanbench train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
+        " {input.store:q} {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"
