@@ -44,6 +44,24 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
     ]
 
 
+def members(config: Config, experiment: str) -> list[str]:
+    """Return the experiments whose runs make up one: those of an ensemble, or itself."""
+    return list(config["ensembles"].get(experiment, [experiment]))
+
+
+def combine_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what the predictions of an ensemble's run depend on."""
+    return canonical_json(
+        {
+            "name": run["experiment"],
+            "fold": int(run["fold"]),
+            "seed": int(run["seed"]),
+            "members": members(config, run["experiment"]),
+            "classes": classes(config, run["dataset"]),
+        }
+    )
+
+
 def compared(config: Config) -> list[str]:
     """Return the comparisons that the targets ask for: by name, or as sides of one."""
     sides = config["side_by_side"]
@@ -234,6 +252,7 @@ def render_spec(config: Config, comparison: str) -> str:
             "split": wanted["split"],
             "scheme": config["splits"][wanted["split"]]["scheme"],
             "experiments": wanted["experiments"],
+            "members": {name: members(config, name) for name in wanted["experiments"]},
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
         }
