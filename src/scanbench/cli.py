@@ -97,7 +97,7 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent, chosen=args.chosen)
+    train(args.spec, args.store, args.split, args.weights.parent, args.start, chosen=args.chosen)
 
 
 def choose(args: Arguments) -> None:
@@ -156,6 +156,13 @@ def protocols(args: Arguments) -> None:
     names = [side["comparison"] for side in args.spec["comparisons"]]
     folders = {name: args.results / "comparisons" / name / "scores" for name in names}
     side_by_side(args.spec, folders, args.out)
+
+
+def curves(args: Arguments) -> None:
+    """Draw a comparison's experiments against a number of theirs, such as their share of labels."""
+    from scanbench.curves import draw_curves
+
+    draw_curves(args.spec, args.scores, args.out)
 
 
 def store_verify(args: Arguments) -> None:
@@ -333,6 +340,7 @@ def parser() -> argparse.ArgumentParser:
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
         },
     )
+    trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
     trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
     settled = command("choose", choose, {"out": "JSON file to write"})
     settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
@@ -384,6 +392,14 @@ def parser() -> argparse.ArgumentParser:
             default=Path("results"),
             help="folder that holds runs/ and comparisons/; default: results",
         )
+    command(
+        "curves",
+        curves,
+        {
+            "scores": "folder of scores of the comparison, from evaluate",
+            "out": "folder to write the tables and the figure into",
+        },
+    )
     applied = command(
         "apply",
         apply,

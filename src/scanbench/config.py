@@ -54,6 +54,8 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
             experiment["search"] = _search(filled, schema, name)
     _check_classes(filled)
     _check_references(filled)
+    _check_curves(filled)
+    _check_starts(filled)
     return filled
 
 
@@ -251,7 +253,7 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
-    known = {**config["comparisons"], **config["side_by_side"]}
+    known = {**config["comparisons"], **config["side_by_side"], **config["curves"]}
     for target in config["targets"]:
         if target not in known:
             hint = did_you_mean(target, known)
@@ -345,6 +347,147 @@ def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
                 f"{where}.comparisons: {odd!r} is an experiment of only one of {comparisons[0]!r} "
                 f"and {comparison!r}; give both the same"
             )
+
+
+def _check_starts(config: Config) -> None:
+    """Check that what a run starts from exists, fits it, and has not seen what it is tested on."""
+    for name, experiment in config["experiments"].items():
+        start, where = experiment["start"], f"config: experiments.{name}.start"
+        if start is None:
+            training = experiment["training"]
+            for key, wrong in (
+                ("epochs", training["epochs"] == 0),
+                ("frozen", training["frozen"] != "none"),
+            ):
+                if wrong:
+                    raise UserError(
+                        f"config: experiments.{name}.training.{key}: {training[key]} rests on a "
+                        "start, and there is none; give `start`, or leave it out"
+                    )
+            continue
+        for key in ("experiment", "dataset", "split"):
+            if start[key] is not None and start[key] not in config[f"{key}s"]:
+                hint = did_you_mean(start[key], config[f"{key}s"])
+                raise UserError(f"{where}.{key}: no {key} {start[key]!r}; {hint}")
+        chain = [name]
+        while (above := config["experiments"][chain[-1]]["start"]) is not None:
+            if above["experiment"] not in config["experiments"]:
+                break  # told where that experiment is checked
+            chain.append(above["experiment"])
+            if chain[-1] in chain[:-1]:
+                circle = " → ".join(chain[chain.index(chain[-1]) :])
+                raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
+    wanted = plan.compared(config)
+    for name in config["comparisons"]:
+        for run in plan.runs(config, name):
+            _check_foundations(config, run, sizes=name in wanted)
+
+
+def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
+    """Check the runs below a run.
+
+    An overlay may change sizes for its own targets without regard to the others.
+    """
+    above = run
+    for found in plan.below(config, run):
+        where = f"config: experiments.{above['experiment']}.start"
+        if found["split"] not in config["splits"]:
+            hint = did_you_mean(found["split"], config["splits"])
+            raise UserError(f"{where}.split: no split {found['split']!r}; {hint}")
+        folds = plan.folds(config["splits"][found["split"]])
+        if found["fold"] not in folds:
+            raise UserError(
+                f"{where}.fold: {found['fold']} is no fold of split {found['split']!r}, whose "
+                f"folds are 0 to {folds[-1]}"
+            )
+        here, there = ((one["split"], one["fold"]) for one in (run, found))
+        if found["dataset"] == run["dataset"] and here != there:
+            raise UserError(
+                f"{where}: that run is trained on {run['dataset']!r} in split {there[0]!r}, fold "
+                f"{there[1]}, and may have seen what split {here[0]!r}, fold {here[1]} tests; "
+                "leave out `split` and `fold` for those of the run, or give another `dataset`"
+            )
+        if sizes:
+            _check_alike(config, above, found, where)
+        above = found
+
+
+def _check_alike(config: Config, run: Config, start: Config, where: str) -> None:
+    """Check that weights of one run fit another, whatever setting a search may choose."""
+    for one in (run, start) if config["tuning"]["trials"] else ():
+        search = config["experiments"][one["experiment"]].get("search", {})
+        if any(key.startswith("options.") for key in search):
+            raise UserError(
+                f"config: experiments.{one['experiment']}.search: "
+                f"{run['experiment']!r} starts from {start['experiment']!r} and must have its "
+                "options; search none of them"
+            )
+    own, other = (_shape(config, one) for one in (run, start))
+    for key, value in own.items():
+        if value != other[key]:
+            raise UserError(
+                f"{where}: {run['experiment']!r} has {key} {value!r}, but "
+                f"{start['experiment']!r} on {start['dataset']!r} has {other[key]!r}; make them "
+                "equal"
+            )
+
+
+def _shape(config: Config, run: Config) -> Config:
+    """Return what must be equal for one run to take over the weights of another."""
+    experiment = config["experiments"][run["experiment"]]
+    store = config["datasets"][run["dataset"]]["store"]
+    options = plan.options(config, run["experiment"])
+    return {
+        "model": experiment["model"],
+        **{f"options.{key}": value for key, value in options.items()},
+        "normalisation": experiment["normalisation"],
+        "lines": (experiment["window"] or store)["lines"],
+        "pixels": store["pixels"],
+    }
+
+
+def _check_curves(config: Config) -> None:
+    """Check that curves are of a comparison's experiments, and rise over a number of theirs."""
+    for name, curves in config["curves"].items():
+        where = f"config: curves.{name}"
+        for other in ("comparisons", "side_by_side"):
+            if name in config[other]:
+                raise UserError(f"{where}: one of {other} has this name; give it another")
+        if curves["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(curves["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {curves['comparison']!r}; {hint}")
+        comparison = config["comparisons"][curves["comparison"]]
+        if comparison["baseline"] is None:
+            raise UserError(
+                f"{where}.comparison: {curves['comparison']!r} has no baseline to reach; name one "
+                "of its experiments"
+            )
+        # An overlay may change a comparison without regard to curves that it does not ask for.
+        if name in config["targets"]:
+            for series, experiments in curves["series"].items():
+                _check_series(config, curves, experiments, f"{where}.series.{series}")
+
+
+def _check_series(config: Config, curves: Config, experiments: list[str], where: str) -> None:
+    known = config["comparisons"][curves["comparison"]]["experiments"]
+    before = -math.inf
+    for experiment in experiments:
+        if experiment not in known:
+            raise UserError(
+                f"{where}: {experiment!r} is no experiment of {curves['comparison']!r}; "
+                f"{did_you_mean(experiment, known)}"
+            )
+        try:
+            x = plan.value_of(config, experiment, curves["x"])
+        except KeyError:
+            x = None
+        if not isinstance(x, int | float) or isinstance(x, bool):
+            raise UserError(f"{where}: {experiment!r} has no number under {curves['x']!r}")
+        if x <= before:
+            raise UserError(f"{where}: {curves['x']} does not rise at {experiment!r}; order them")
+        if x <= 0 and curves["scale"] == "log":
+            raise UserError(f"{where}: {x:g} has no place on a logarithmic axis; set scale: linear")
+        before = x
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:

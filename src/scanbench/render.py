@@ -24,6 +24,7 @@ from scanbench import plotting, provenance, summary, tables
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.plotting import History, Sheet
+from scanbench.scores import TABLE_COLUMNS, read_csv, read_scores
 from scanbench.split_file import LEAKY
 from scanbench.store import Store
 
@@ -36,17 +37,6 @@ SPEC_KEYS = (
 
 RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet")
 
-TABLE_COLUMNS = {
-    "metrics": "experiment reading lines metric class value low high seeds groups scans rows",
-    "pairs": "experiment_a experiment_b reading metric difference low high p p_holm",
-    "roc": "experiment class seed fpr tpr",
-    "confusion": "experiment seed true predicted count",
-    "calibration": "experiment bin_low bin_high confidence accuracy count",
-    "groups": "experiment group scans metric value",
-    "examples": "experiment scan_id label predicted p_label p_predicted kind",
-    "stopping": "experiment patience threshold wrong_stops saved lines_spent",
-    "stops": "experiment limit figure value low high",
-}
 PEOPLE_COLUMNS = {
     "people": "scope reading class probability low high rate scans both one unknown",
     "agreement": "experiment reading class people model difference difference_low difference_high",
@@ -189,7 +179,8 @@ def render(
         material = _read(spec, Path(scores), folders, Path(scans), opened, Path(split))
         if people is not None:
             tables_of_people = {
-                n: _csv(Path(people) / f"{n}.csv", columns) for n, columns in PEOPLE_COLUMNS.items()
+                n: read_csv(Path(people) / f"{n}.csv", columns)
+                for n, columns in PEOPLE_COLUMNS.items()
             }
             material = replace(material, people=tables_of_people)
         study = _study_figures(opened.study)
@@ -240,7 +231,7 @@ def _read(
     store: Store,
     split: Path,
 ) -> Material:
-    frames = {n: _csv(scores / f"{n}.csv", columns) for n, columns in TABLE_COLUMNS.items()}
+    frames = {name: read_scores(scores, name) for name in TABLE_COLUMNS}
     for name in spec["experiments"]:
         if name not in set(frames["metrics"]["experiment"]):
             raise UserError(f"{scores / 'metrics.csv'}: no rows of {name!r}: evaluate again")
@@ -265,8 +256,8 @@ def _read(
         histories=histories,
         costs=pd.DataFrame(costs),
         searches=searches,
-        manifest=_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
-        rejected=_csv(scans / "rejected.csv", "file reason"),
+        manifest=read_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
+        rejected=read_csv(scans / "rejected.csv", "file reason"),
         split=_json(split),
         store=store,
     )
@@ -289,7 +280,7 @@ def _trained(run: Path) -> _Trained:
         history=History(
             fold=int(train["config"]["fold"]),
             seed=int(train["config"]["seed"]),
-            frame=_csv(run / "history.csv", HISTORY_COLUMNS),
+            frame=read_csv(run / "history.csv", HISTORY_COLUMNS),
             best_epoch=model.get("best_epoch"),
         ),
         costs={
@@ -307,36 +298,6 @@ def _trained(run: Path) -> _Trained:
 def _of_member(run: Path, member: str) -> Path:
     """Return the folder of a member's run of the same fold and seed."""
     return run.parent.with_name(member) / run.name
-
-
-def _csv(path: Path, columns: str) -> pd.DataFrame:
-    """Read a CSV file that must have these columns; names stay text, "NA" and "None" included."""
-    try:
-        frame = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=_MAY_BE_EMPTY)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage before again") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a table ({str(error).splitlines()[0]})") from None
-    if missing := [c for c in columns.split() if c not in frame.columns]:
-        raise UserError(f"{path}: column {missing[0]!r} is missing; run the stage before again")
-    return frame
-
-
-_TEXT = dict.fromkeys(
-    (
-        "class", "excluded", "experiment", "experiment_a", "experiment_b", "file", "group", "kind",
-        "label", "predicted", "reason", "scan_id", "true",
-    ),
-    str,
-)  # fmt: skip
-_MAY_BE_EMPTY = {
-    column: [""]
-    for column in (
-        "accuracy", "confidence", "difference", "height_m", "high", "lines", "low", "lr", "p",
-        "p_holm", "train_accuracy", "train_loss", "val_accuracy", "val_auroc",
-        "val_balanced_accuracy", "val_loss", "value", "width_m",
-    )
-}  # fmt: skip
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PARTS = ("training", "options", "augmentation")
 #: Keys of `training` that no search may change: what is chosen by, and how it is computed.
 FIXED = frozenset(
     {"monitor", "precision", "devices", "num_threads", "resume", "tensorboard", "max_scans"}
+    | {"fraction"}
 )
 
 #: Provenance of `choose`, beside the file with the chosen setting.

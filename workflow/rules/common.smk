@@ -112,6 +112,11 @@ def trial_folders(wildcards):
     ]
 
 
+def of_trial(wildcards):
+    """Give the run that a trial stands for."""
+    return {**wildcards, "seed": config["tuning"]["seed"]}
+
+
 def trials(wildcards):
     """List the records of the settings that a fold tries for an experiment."""
     return [
@@ -134,6 +139,24 @@ def chosen(wildcards):
 def chosen_option(wildcards):
     """Give the option that names the setting to train with, if there is one."""
     return [part for path in chosen(wildcards)[:1] for part in ("--chosen", path)]
+
+
+def foundations(run):
+    """List the files of the runs that a run rests on."""
+    return [
+        f"results/{plan.RUN.format(**below)}/{name}"
+        for below in plan.rests_on(config, run).values()
+        for name in ("weights.safetensors", "model.json", "seen.txt")
+    ]
+
+
+def foundation_options(run):
+    """Give the options that name the folders of the runs that a run rests on."""
+    return [
+        part
+        for role, below in plan.rests_on(config, run).items()
+        for part in (f"--{role}", f"results/{plan.RUN.format(**below)}")
+    ]
 
 
 def predictions(wildcards):
@@ -211,13 +234,24 @@ def comparison_scans(wildcards):
     return f"results/data/{dataset}/scans"
 
 
+def curves_scores(wildcards):
+    """Give the scores of the comparison that curves are drawn of."""
+    comparison = config["curves"][wildcards.name]["comparison"]
+    return f"results/comparisons/{comparison}/scores"
+
+
 def targets(_):
-    """List the pages of the targets, and where protocols are compared, their figure."""
+    """List the pages of the targets, and the figures of protocols side by side and of curves."""
     pages = [
         f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
     ]
     sides = [name for name in config["targets"] if name in config["side_by_side"]]
-    return pages + [f"results/side-by-side/{name}/protocols.svg" for name in sides]
+    curves = [name for name in config["targets"] if name in config["curves"]]
+    return [
+        *pages,
+        *(f"results/side-by-side/{name}/protocols.svg" for name in sides),
+        *(f"results/curves/{name}/curves.svg" for name in curves),
+    ]
 
 
 def datasets_from(source):

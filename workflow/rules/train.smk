@@ -5,6 +5,7 @@ rule train:
     input:
         store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
+        foundations=foundations,
         code=code("scanbench.training"),
         model_code=model_code,
         chosen=chosen,
@@ -12,6 +13,7 @@ rule train:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         history=of_run("history.csv"),
+        seen=of_run("seen.txt"),
         provenance=of_run("train.json"),
     log:
         of_run("train.log", below="results/logs"),
@@ -25,6 +27,7 @@ rule train:
     params:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
         chosen=chosen_option,
+        foundations=foundation_options,
     shell:
-        "scanbench train {params.chosen:q} --spec {params.spec:q} {input.store:q} {input.split:q}"
-        " {output.weights:q} 2>&1 | tee -i {log:q}"
+        "scanbench train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
+        " {input.store:q} {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"

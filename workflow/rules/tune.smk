@@ -5,12 +5,14 @@ use rule train as trial with:
     input:
         store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
+        foundations=lambda wildcards: foundations(of_trial(wildcards)),
         code=code("scanbench.training"),
         model_code=model_code,
     output:
         weights=temp(of_search("trial{trial}/weights.safetensors")),
         model=of_search("trial{trial}/model.json"),
         history=of_search("trial{trial}/history.csv"),
+        seen=of_search("trial{trial}/seen.txt"),
         provenance=of_search("trial{trial}/train.json"),
     log:
         of_search("trial{trial}.log", below="results/logs"),
@@ -19,6 +21,7 @@ use rule train as trial with:
     params:
         spec=lambda wildcards: plan.trial_spec(config, wildcards),
         chosen=[],
+        foundations=lambda wildcards: foundation_options(of_trial(wildcards)),
 
 
 rule choose:
