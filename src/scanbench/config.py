@@ -379,7 +379,7 @@ def _check_starts(config: Config) -> None:
                 raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
     wanted = plan.compared(config)
     for name in config["comparisons"]:
-        for run in plan.runs(config, name):
+        for run in plan.trained(config, name):
             _check_foundations(config, run, sizes=name in wanted)
 
 

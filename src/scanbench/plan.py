@@ -49,6 +49,15 @@ def members(config: Config, experiment: str) -> list[str]:
     return list(config["ensembles"].get(experiment, [experiment]))
 
 
+def trained(config: Config, comparison: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that is trained for a comparison, in a fixed order."""
+    return [
+        {**run, "experiment": member}
+        for run in runs(config, comparison)
+        for member in members(config, run["experiment"])
+    ]
+
+
 def combine_spec(config: Config, run: Mapping[str, Any]) -> str:
     """Return what the predictions of an ensemble's run depend on."""
     return canonical_json(

@@ -192,9 +192,8 @@ def people_option(wildcards):
 def histories(wildcards):
     """List the training records that a comparison shows."""
     return [
-        f"results/{plan.RUN.format(**{**run, 'experiment': member})}/{name}"
-        for run in plan.runs(config, wildcards.comparison)
-        for member in plan.members(config, run["experiment"])
+        f"results/{plan.RUN.format(**run)}/{name}"
+        for run in plan.trained(config, wildcards.comparison)
         for name in ("history.csv", "model.json", "train.json", "predict.json")
     ]
 
