@@ -114,6 +114,17 @@ def predict(args: Arguments) -> None:
     predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
 
 
+def combine(args: Arguments) -> None:
+    """Average the held-out predictions of an ensemble's members."""
+    from scanbench.ensembles import combine
+
+    names = args.spec.pop("members")
+    if len(names) != len(args.tables):
+        raise UserError(f"combine: {len(args.tables)} tables for {len(names)} members")
+    members = dict(zip(names, args.tables, strict=True))
+    combine(args.spec, members, args.spec.pop("classes"), args.out)
+
+
 def evaluate(args: Arguments) -> None:
     """Score the models of a comparison on the same rows."""
     from scanbench.evaluation import evaluate
@@ -347,6 +358,10 @@ def parser() -> argparse.ArgumentParser:
         "--unlabelled",
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
+    )
+    pooled = command("combine", combine, {"out": "table of predictions to write (Parquet)"})
+    pooled.add_argument(
+        "tables", type=Path, nargs="+", help="the members' tables of predictions, from predict"
     )
     scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
     compared = command(

@@ -31,9 +31,11 @@ from scanbench.store import Store
 __all__ = ["Drawing", "Material", "render"]
 
 SPEC_KEYS = (
-    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "scheme",
-    "seeds", "simulated", "split", "title",
+    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "members",
+    "scheme", "seeds", "simulated", "split", "title",
 )  # fmt: skip
+
+RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet")
 
 PEOPLE_COLUMNS = {
     "people": "scope reading class probability low high rate scans both one unknown",
@@ -237,32 +239,13 @@ def _read(
     searches: dict[str, list[dict[str, Any] | None]] = {}
     costs = []
     for name in spec["experiments"]:
-        histories[name], searches[name] = [], []
-        spent = []
-        for run in runs[name]:
-            model, train, predict = (
-                _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
-            )
-            frame = read_csv(run / "history.csv", HISTORY_COLUMNS)
-            histories[name].append(
-                History(
-                    fold=int(train["config"]["fold"]),
-                    seed=int(train["config"]["seed"]),
-                    frame=frame,
-                    best_epoch=model.get("best_epoch"),
-                )
-            )
-            spent.append(
-                {
-                    "parameters": model["parameters"],
-                    "operations": model.get("operations", math.nan),  # not in older runs
-                    "cpu_seconds": train["cpu_seconds"],
-                    "peak_memory_mb": train.get("peak_memory_mb", math.nan),
-                    "predict_cpu_seconds": predict["cpu_seconds"],
-                    "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
-                }
-            )
-            searches[name].append(model.get("tuning"))
+        members = spec["members"][name]
+        trained = [[_trained(_of_member(run, m)) for m in members] for run in runs[name]]
+        # An ensemble is not trained itself: it costs what its members cost.
+        alone = [run for (run, *others) in trained if not others]
+        histories[name] = [run.history for run in alone]
+        searches[name] = [run.search for run in alone]
+        spent = [pd.DataFrame([part.costs for part in parts]).sum(min_count=1) for parts in trained]
         costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
@@ -278,6 +261,43 @@ def _read(
         split=_json(split),
         store=store,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the files of a run tell: its course, what it cost, how its setting was chosen."""
+
+    history: History
+    costs: Mapping[str, float]
+    search: dict[str, Any] | None
+
+
+def _trained(run: Path) -> _Trained:
+    model, train, predict = (
+        _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
+    )
+    return _Trained(
+        history=History(
+            fold=int(train["config"]["fold"]),
+            seed=int(train["config"]["seed"]),
+            frame=read_csv(run / "history.csv", HISTORY_COLUMNS),
+            best_epoch=model.get("best_epoch"),
+        ),
+        costs={
+            "parameters": model["parameters"],
+            "operations": model.get("operations", math.nan),  # not in older runs
+            "cpu_seconds": train["cpu_seconds"],
+            "peak_memory_mb": train.get("peak_memory_mb", math.nan),
+            "predict_cpu_seconds": predict["cpu_seconds"],
+            "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
+        },
+        search=model.get("tuning"),
+    )
+
+
+def _of_member(run: Path, member: str) -> Path:
+    """Return the folder of a member's run of the same fold and seed."""
+    return run.parent.with_name(member) / run.name
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -303,7 +323,7 @@ def _input_files(
     files["store.h5"], files["split.json"] = store, split
     for experiment, folders in runs.items():
         for run in folders:
-            for name in ("history.csv", "model.json", "train.json", "predictions.parquet"):
+            for name in RUN_FILES:
                 files[f"{experiment}/{run.name}/{name}"] = run / name
     return files
 
@@ -353,6 +373,7 @@ def _drawings(material: Material) -> list[Drawing]:
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
+        if material.histories[name]
         for run in material.runs[name]
         for file in ("history.csv", "model.json")
     ]
