@@ -448,9 +448,7 @@ class Judge:
         self.average_C = self.average_C + self.options.smoothing * (p_C - self.average_C)
         return {
             "answer_lines": seen,
-            "p": {
-                name: round(float(p), DIGITS) for name, p in zip(self.classes, p_C, strict=True)
-            },
+            "p": {name: round(float(p), DIGITS) for name, p in zip(self.classes, p_C, strict=True)},
             "uncertainty": round(uncertainty(p_C), DIGITS),
             "change": round(change, DIGITS),
             "advice": self.adviser.advise(p_C, seen),

@@ -9,7 +9,9 @@ Shape suffixes: L lines, P pixels of a line, A answers, C classes.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ BANNERS = {
     "recondition": ("↻", "#E69F00", "#1A1200"),
 }
 EMPTY = "#EDEDED"
+#: Characters of a line of the note, of which there is room for two.
+NOTE_WIDTH = 125
 #: Opacity of what was measured against advice.
 SPARED = 0.4
 
@@ -113,28 +117,29 @@ class _Drawing:
         self._draw_banner()
         self._draw_scan()
         self._draw_course()
-        self.figure.text(0.5, 0.025, plain(note, 150), ha="center", fontsize=8, color=GREY)
+        told = "\n".join(textwrap.wrap(plain(note), NOTE_WIDTH)[:2])
+        self.figure.text(0.5, 0.012, told, ha="center", va="bottom", fontsize=8, color=GREY)
 
     def at(self, line: int) -> Image.Image:
         """Return the picture when so many lines had been measured."""
         given = [answer for answer in self.replay.answers if answer["line"] <= line]
         advice = given[-1]["advice"] if given else "go on"
-        since = None
-        for answer in reversed(given):
-            if answer["advice"] != advice:
-                break
-            since = answer["line"]
-        advised = next((a["line"] for a in given if a["advice"] != "go on"), None)
+        why = "" if given else "no answer yet"
+        if advice != "go on":
+            same = takewhile(lambda answer: answer["advice"] == advice, reversed(given))
+            since = min(answer["line"] for answer in same)
+            left = 1 - since / self.replay.planned_lines
+            why = f"since line {since}, with {left:.0%} of the scan still to come"
 
         sign, back, ink = BANNERS[advice]
-        why = "no answer yet" if since is None else f"since line {since}" if advised else ""
         self.banner.set_facecolor(back)
         self.advice.set(text=f"{sign}  {advice.upper()}", color=ink)
         self.why.set(text=why, color=ink)
         self.count.set_text(f"line {line} of {self.replay.planned_lines}")
 
-        alpha_L = np.arange(self.replay.planned_lines) < line
-        alpha_L = np.where(advised and np.arange(len(alpha_L)) >= advised, SPARED, 1.0) * alpha_L
+        number_L = np.arange(self.replay.planned_lines)
+        advised = next((a["line"] for a in given if a["advice"] != "go on"), len(number_L))
+        alpha_L = np.where(number_L >= advised, SPARED, 1.0) * (number_L < line)
         self._show_lines(alpha_L)
         at = line if not self.replay.upward else self.replay.planned_lines - line
         self.edge.set_ydata([at, at])
@@ -155,7 +160,7 @@ class _Drawing:
     def _draw_scan(self) -> None:
         lines = self.replay.planned_lines
         self.grey_LP = np.asarray(image_of(self.replay))
-        axes = self.figure.add_axes((0.03, 0.13, 0.335, 0.69))
+        axes = self.figure.add_axes((0.03, 0.14, 0.335, 0.69))
         axes.set_facecolor(EMPTY)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -164,7 +169,7 @@ class _Drawing:
             self.grey_LP, cmap="gray", vmin=1, vmax=255, aspect="auto", extent=(0, 1, lines, 0)
         )
         self.edge = axes.axhline(0, color=VERMILLION, linewidth=1.5)
-        self.count = self.figure.text(0.1975, 0.075, "", fontsize=10, ha="center")
+        self.count = self.figure.text(0.1975, 0.085, "", fontsize=10, ha="center")
 
     def _show_lines(self, alpha_L: np.ndarray) -> None:
         """Show each line of the scan with an opacity; row 0 of the picture is the screen's top."""
@@ -175,7 +180,7 @@ class _Drawing:
 
     def _draw_course(self) -> None:
         replay, lines = self.replay, self.replay.planned_lines
-        axes = self.figure.add_axes((0.44, 0.22, 0.33, 0.6))
+        axes = self.figure.add_axes((0.435, 0.22, 0.285, 0.6))
         axes.set(xlim=(0, lines), ylim=(0, 1), yticks=[0, 0.5, 1])
         axes.tick_params(labelsize=9)
         axes.set_xlabel("Scan line", fontsize=10)
@@ -187,13 +192,17 @@ class _Drawing:
             p_AC = np.vstack([p_AC, p_AC[-1:]])
             axes.axvspan(0, ends[0], color=EMPTY, linewidth=0)
             axes.stackplot(ends, p_AC.T, step="post", colors=colours, linewidth=0)
-        self.cover = axes.add_patch(Rectangle((0, 0), lines, 1, color="white", zorder=3))
+        # A little larger than the axes, whose edge would shine through; below the axes' lines.
+        cover = Rectangle((0, 0), 1.02 * lines, 1.02, color="white", linewidth=0, zorder=2.4)
+        self.cover = axes.add_patch(cover)
+        cover.set_clip_on(False)
         self.cursor = axes.axvline(0, color=VERMILLION, linewidth=1.5, zorder=4)
         self.values = []
         for c, name in enumerate(replay.classes):
             y = 0.79 - 0.6 * c / max(len(replay.classes), 6)
-            box = Rectangle((0.79, y - 0.016), 0.018, 0.036, transform=self.figure.transFigure)
+            box = Rectangle((0.74, y - 0.016), 0.018, 0.036, transform=self.figure.transFigure)
             box.set(facecolor=colours[c], edgecolor="black", linewidth=0.5)
             self.figure.add_artist(box)
-            self.figure.text(0.815, y, plain(name, 16), fontsize=10, va="center")
+            self.figure.text(0.765, y, plain(name, 16), fontsize=10, va="center")
             self.values.append(self.figure.text(0.97, y, "", fontsize=10, va="center", ha="right"))
+        self.figure.text(0.74, 0.23, plain(replay.by, 28), fontsize=8, color=GREY)

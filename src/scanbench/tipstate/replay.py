@@ -117,8 +117,7 @@ def read_recording(folder: Path) -> list[Replay]:
     if len(came) < len(said):
         raise UserError(f"{folder}: {EVENTS} tells of more scans than {RECORDING} holds")
     return [
-        _replay(folder / EVENTS, items, events)
-        for items, events in zip(came, said, strict=False)
+        _replay(folder / EVENTS, items, events) for items, events in zip(came, said, strict=False)
     ]
 
 
@@ -203,9 +202,9 @@ def _replay(path: Path, items: Sequence[Item], events: Sequence[Event]) -> Repla
     return Replay(
         name=info.name,
         summary=last,
+        by=begun["model"],
         about=[
             ("Last answer", last),
-            ("Answers of", begun["model"]),
             ("Policy", policy_text(begun["policy"])),
             ("Size", f"{info.planned_lines} lines of {info.pixels} pixels"),
         ],

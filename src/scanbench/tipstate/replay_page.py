@@ -50,6 +50,8 @@ class Replay:
     ----------
     name, summary
         For people: which scan, and what became of it in a few words.
+    by
+        Whose answers they are.
     about
         What else is known, term by term.
     classes
@@ -77,6 +79,7 @@ class Replay:
 
     name: str
     summary: str
+    by: str
     about: Facts
     classes: Sequence[str]
     x_LP: NDArray[Any]
@@ -157,7 +160,7 @@ def _payload(replay: Replay) -> dict[str, Any]:
     return {
         "name": replay.name,
         "summary": replay.summary,
-        "about": list(replay.about),
+        "about": [("Answers of", replay.by), *replay.about],
         "classes": list(replay.classes),
         "image": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
         "aspect": round(replay.aspect, 4),
@@ -226,11 +229,11 @@ def of_material(material: Material) -> list[Replay]:
             Replay(
                 name=scan_id,
                 summary=f"{row['label']}: {verdict}",
+                by=f"{experiment}, fold{run['fold']}-seed{run['seed']}",
                 about=[
                     ("Label", str(row["label"])),
                     ("Last answer", f"{last} ({p[last]:.3f})"),
                     ("Session", str(store.group[k])),
-                    ("Answers of", f"{experiment}, fold{run['fold']}-seed{run['seed']}"),
                     ("Size", size),
                 ],
                 classes=classes,
