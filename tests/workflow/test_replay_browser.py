@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def test_advice_is_said_aloud_when_it_changes_and_not_at_every_line(
         wide.page.keyboard.press("ArrowRight")
     lines = [event for event in events(recording)[0] if event["event"] == "line"]
     states = [(event["advice"], event["p"] is None) for event in lines]
-    steps = sum(a != b for a, b in zip(states, states[1:], strict=False))
+    steps = sum(a != b for a, b in pairwise(states))
     assert 2 <= steps < 6
     assert wide.page.evaluate("window.changes") == steps
     assert "RECONDITION since line" in wide.page.inner_text("#advice")

@@ -10,7 +10,7 @@
   // The chart, in pixels: margins, and top and height of each panel.
   const LEFT = 30, RIGHT = 18;
   const PANELS = { p: [20, 170], scores: [214, 80], strip: [318, 16] };
-  const HEIGHT = 372;
+  const HEIGHT = 382;
 
   let scan = scans[0];
   let line = 0; // lines measured so far
@@ -41,6 +41,8 @@
     return child;
   };
 
+  const attends = () => scan.answers.some((answer) => answer.attention);
+
   // What belongs to a scan and not to a line of it.
   function open(index) {
     pause();
@@ -67,7 +69,7 @@
       fill(row, "td", { class: "n" });
       fill(fill(row, "td", { class: "meter" }), "i").style.background = colour(c);
     });
-    $("attention").toggleAttribute("hidden", !scan.answers.some((answer) => answer.attention));
+    $("attention").toggleAttribute("hidden", !attends());
     draw();
     show(scan.measured);
   }
@@ -157,7 +159,7 @@
     }
     if (scan.changeLine !== null) {
       const at = x(scan.changeLine);
-      fill(chart, "line", { x1: at, x2: at, y1: PANELS.p[0], y2: HEIGHT - 38, stroke: "var(--ink)", "stroke-dasharray": "6 3" });
+      fill(chart, "line", { x1: at, x2: at, y1: PANELS.p[0], y2: PANELS.strip[0], stroke: "var(--ink)", "stroke-dasharray": "6 3" });
     }
     const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 20000].find((s) => scan.planned / s <= width / 60);
     for (let n = 0; n <= scan.planned; n += step)
@@ -183,6 +185,7 @@
     $("line").value = line;
     $("count").value = `line ${line} of ${scan.planned}`;
     $("caption").textContent = `${line} of ${scan.planned} lines, measured ${scan.upward ? "upwards" : "downwards"}`
+      + (attends() ? "; bars: attention of the newest answer to each line" : "")
       + (scan.measured < scan.planned ? `; aborted after ${scan.measured}` : "")
       + (scan.changeLine !== null ? `; the tip changed at line ${scan.changeLine}` : "");
     const said = answer ? scan.classes.map((name, c) => `${name} ${number(answer.p[c])}`).join(", ") : "no answer yet";

@@ -193,9 +193,9 @@ class _Drawing:
             axes.axvspan(0, ends[0], color=EMPTY, linewidth=0)
             axes.stackplot(ends, p_AC.T, step="post", colors=colours, linewidth=0)
         # A little larger than the axes, whose edge would shine through; below the axes' lines.
-        cover = Rectangle((0, 0), 1.02 * lines, 1.02, color="white", linewidth=0, zorder=2.4)
-        self.cover = axes.add_patch(cover)
-        cover.set_clip_on(False)
+        self.cover = Rectangle((0, 0), 1.02 * lines, 1.02, color="white", linewidth=0, zorder=2.4)
+        axes.add_patch(self.cover)
+        self.cover.set_clip_on(False)
         self.cursor = axes.axvline(0, color=VERMILLION, linewidth=1.5, zorder=4)
         self.values = []
         for c, name in enumerate(replay.classes):
