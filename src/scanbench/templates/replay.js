@@ -99,6 +99,10 @@
     fill(chart, "path", { id: "cursor", d: marks.join(""), stroke: "var(--edge)", "stroke-width": 2 });
   }
 
+  // Where an answer begins. A model's only answer, with the last line, is shown as a strip at the end.
+  const start = (answer, end) =>
+    scan.answers.length === 1 && answer.line === end ? x(end) - 4 : x(answer.line);
+
   // Probabilities of all classes, stacked: each stands from its answer to the next one.
   function drawProbabilities(past, ends) {
     const [top, height] = PANELS.p;
@@ -106,8 +110,7 @@
     fill(past, "rect", { x: x(0), y: top, width: x(first) - x(0), height, fill: "var(--empty)" });
     scan.answers.forEach((answer, i) => {
       let below = 0;
-      // An answer that comes with the last line would have no width.
-      const from = Math.min(x(answer.line), x(ends[i]) - 3);
+      const from = start(answer, ends[i]);
       answer.p.forEach((p, c) => {
         fill(past, "rect", {
           x: from, y: top + height * (1 - below - p), width: x(ends[i]) - from, height: height * p, fill: colour(c),
@@ -135,7 +138,7 @@
     fill(past, "rect", { x: x(0), y: top, width: x(first) - x(0), height, fill: ADVICE_COLOURS["go on"] });
     scan.answers.forEach((answer, i) => {
       const lower = answer.advice === "go on" ? 0 : 4; // told by height too, for grey print
-      const from = Math.min(x(answer.line), x(ends[i]) - 3);
+      const from = start(answer, ends[i]);
       fill(past, "rect", { x: from, y: top - lower, width: x(ends[i]) - from, height: height + lower, fill: ADVICE_COLOURS[answer.advice] });
     });
     for (const [n, kind] of scan.faulty) {
