@@ -279,7 +279,7 @@ def test_an_animated_image_loops_begins_with_an_end_and_holds_it(
     scan = (slice(80, 330), slice(40, 280))
     empty = [np.mean(np.abs(frame[scan] - 0xED).max(axis=2) < 6) for frame in frames]
     assert empty[0] < 0.1  # two lines are missing
-    assert empty[4] > 0.2  # the second scan was aborted
+    assert empty[4] > 0.15  # the second scan, half as high, was aborted
     assert empty[1] > empty[2] > empty[3]
 
 
