@@ -222,6 +222,11 @@ def stream(args: Arguments) -> None:
     )
 
 
+def replay(args: Arguments) -> None:
+    """Make recorded streams a page that plays them (.html) or an animated image (.webp, .gif)."""
+    _of_study(args, "replay")(args.recordings, args.out, args.note)
+
+
 def export(args: Arguments) -> None:
     """Write one step of a run as ONNX, with its state as inputs and outputs, and a model card."""
     from scanbench.export import export
@@ -432,12 +437,22 @@ def parser() -> argparse.ArgumentParser:
         ("--timeout", 300.0, "end after so many seconds without a new line"),
     ):
         watched.add_argument(flag, type=_seconds, default=seconds, help=f"{what}; {seconds:g}")
+    replayed = command("replay", replay, {}, spec=False)
+    replayed.add_argument(
+        "recordings",
+        type=Path,
+        nargs="+",
+        metavar="recording",
+        help="folder that stream --record wrote; several are shown one after the other",
+    )
+    replayed.add_argument("out", type=Path, help="file to write: .html, .webp, .gif or .png")
+    replayed.add_argument("--note", default="", help="source and licence of the data, to be shown")
     exported = command(
         "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, compared, applied, watched):
+    for sub in (simulated, fetched, read, compared, applied, watched, replayed):
         sub.add_argument(
             "--study",
             choices=STUDIES,

@@ -44,7 +44,9 @@ PEOPLE_COLUMNS = {
     "errors": "experiment by value scans errors rate low high",
 }
 HISTORY_COLUMNS = "epoch train_loss train_accuracy val_loss val_accuracy"
-MANIFEST_COLUMNS = "scan_id group lines pixels planned_lines width_m height_m label excluded"
+MANIFEST_COLUMNS = (
+    "scan_id group lines pixels planned_lines width_m height_m slow_direction label excluded"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,8 @@ class Material:
 
     def predictions(self, experiment: str) -> pd.DataFrame:
         """Return the held-out predictions of all runs of an experiment."""
-        columns = ["scan_id", "seed", "first_line", "lines_seen", *(f"p_{c}" for c in self.classes)]
+        known = ["scan_id", "fold", "seed", "first_line", "lines_seen"]
+        columns = [*known, *(f"p_{c}" for c in self.classes)]
         frames = [
             pd.read_parquet(run / "predictions.parquet", columns=columns)
             for run in self.runs[experiment]
@@ -156,8 +159,9 @@ def render(
     store, split
         What was trained and tested on.
     out
-        Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html` and
-        `render.json`. The same inputs give the same bytes, but for the times in `render.json`.
+        Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html`,
+        `replay.html` and `render.json`. The same inputs give the same bytes, but for the times in
+        `render.json`.
     people
         Folder that agreement wrote, if the data set tells what people named.
 
@@ -183,8 +187,9 @@ def render(
                 for n, columns in PEOPLE_COLUMNS.items()
             }
             material = replace(material, people=tables_of_people)
-        study = _study_figures(opened.study)
-        drawings = [*study.drawings(material), *_drawings(material)]
+        figures, replay = (_of_study(opened.study, name) for name in ("figures", "replay_page"))
+        drawings = [*figures.drawings(material), *_drawings(material)]
+        replays = replay.of_material(material)
     files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
     if people is not None:
         files |= {f"agreement/{n}.csv": Path(people) / f"{n}.csv" for n in PEOPLE_COLUMNS}
@@ -206,17 +211,24 @@ def render(
     page = summary.page(
         material, drawings, {n: p.read_bytes() for n, p in svgs.items()}, shown, record
     )
-    with replacing(out / "summary.html") as part:
-        part.write_text(page, encoding="utf-8", newline="\n")
     made = {d.name: {n: record["inputs"][n] for n in d.inputs} for d in drawings}
-    write_json(out / "render.json", {**record, "figures": made})
+    # The scans that are replayed are those of this figure, from the same files.
+    replayed = made["examples"]
+    for name, text in {
+        "summary.html": page,
+        "replay.html": replay.material_page(material, replays, replayed, record),
+    }.items():
+        with replacing(out / name) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
+    record = {**record, "figures": made, "pages": {"replay.html": replayed}}
+    write_json(out / "render.json", record)
 
 
-def _study_figures(study: str) -> Any:
-    """Import the figures of a study; its name comes from the store, so it is checked."""
-    name = f"scanbench.{study}.figures"
+def _of_study(study: str, module: str) -> Any:
+    """Import a module of a study; its name comes from the store, so it is checked."""
+    name = f"scanbench.{study}.{module}"
     if not study.isidentifier() or importlib.util.find_spec(name) is None:
-        raise UserError(f"render: the store is of study {study!r}, which has no figures here")
+        raise UserError(f"render: the store is of study {study!r}, which has no {module} here")
     return importlib.import_module(name)
 
 

@@ -1,10 +1,6 @@
 """The predictions of an ensemble: those of its members, averaged fold by fold and seed by seed."""
 
 
-ruleorder: combine > predict
-ruleorder: combine_unlabelled > predict_unlabelled
-
-
 rule combine:
     input:
         tables=members("predictions.parquet"),
@@ -16,10 +12,10 @@ rule combine:
         of_run("combine.log", below="results/logs"),
     benchmark:
         of_run("combine.tsv", below="results/benchmarks")
-    conda:
-        "../../envs/scanbench.yaml"
     wildcard_constraints:
         experiment=one_of(config["ensembles"]),
+    conda:
+        "../../envs/scanbench.yaml"
     params:
         spec=lambda wildcards: plan.combine_spec(config, wildcards),
     shell:
