@@ -22,6 +22,8 @@ wildcard_constraints:
     split="[^/]+",
     experiment="[^/]+",
     comparison="[^/]+",
+    explanation="[^/]+",
+    anomaly="[^/]+",
     name="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
@@ -45,3 +47,5 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/protocols.smk"
+include: "workflow/rules/explain.smk"
+include: "workflow/rules/anomaly.smk"

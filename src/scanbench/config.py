@@ -218,21 +218,12 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
-    known = {**config["comparisons"], **config["side_by_side"]}
-    for target in config["targets"]:
-        if target not in known:
-            hint = did_you_mean(target, known)
-            raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+    _check_targets(config)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
     wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
-        for key, table in (("dataset", "datasets"), ("split", "splits")):
-            if comparison[key] not in config[table]:
-                hint = did_you_mean(comparison[key], config[table])
-                raise UserError(
-                    f"config: comparisons.{name}.{key}: no {key} {comparison[key]!r}; {hint}"
-                )
+        _check_data(config, comparison, f"config: comparisons.{name}")
         baseline = comparison["baseline"]
         if baseline is not None and baseline not in comparison["experiments"]:
             hint = did_you_mean(baseline, comparison["experiments"])
@@ -241,21 +232,120 @@ def _check_references(config: Config) -> None:
                 f"{hint}"
             )
         for experiment in comparison["experiments"]:
-            if experiment not in config["experiments"]:
-                hint = did_you_mean(experiment, config["experiments"])
+            where = f"config: comparisons.{name}.experiments"
+            if _experiment(config, experiment, where)["withhold"]:
                 raise UserError(
-                    f"config: comparisons.{name}.experiments: no experiment {experiment!r}; {hint}"
+                    f"{where}: {experiment!r} withholds classes, so it cannot be scored beside "
+                    "experiments that name them; compare it in `anomalies`"
                 )
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
-                _check_window(config, name, experiment)
+                _check_window(config, comparison["dataset"], experiment)
+    _check_explanations(config)
+    _check_anomalies(config)
+
+
+def _check_targets(config: Config) -> None:
+    """Check that the targets exist, and that a name says which table it stands in."""
+    tables = ("comparisons", "side_by_side", "explanations", "anomalies")
+    known: dict[str, str] = {}
+    for table in tables:
+        for name in config[table]:
+            if name in known:
+                raise UserError(
+                    f"config: {table}.{name}: stands in {known[name]} too; give it another name"
+                )
+            known[name] = table
+    for target in config["targets"]:
+        if target not in known:
+            hint = did_you_mean(target, known)
+            raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+
+
+def _check_data(config: Config, wanted: Config, where: str) -> None:
+    """Check that the data set and the split that something names exist."""
+    for key, table in (("dataset", "datasets"), ("split", "splits")):
+        if wanted[key] not in config[table]:
+            hint = did_you_mean(wanted[key], config[table])
+            raise UserError(f"{where}.{key}: no {key} {wanted[key]!r}; {hint}")
+
+
+def _experiment(config: Config, name: str, where: str) -> Config:
+    if name not in config["experiments"]:
+        hint = did_you_mean(name, config["experiments"])
+        raise UserError(f"{where}: no experiment {name!r}; {hint}")
+    return config["experiments"][name]
+
+
+def _check_held_out(config: Config, split: str, where: str) -> None:
+    """Refuse a split that has scans of one group in training and in test."""
+    scheme = config["splits"][split]["scheme"]
+    if not plan.holds_groups_out(config, split):
+        raise UserError(
+            f"{where}: scheme {scheme!r} of split {split!r} has scans of one group on both sides; "
+            "take one that holds whole groups out (kfold, fixed)"
+        )
+
+
+def _check_explanations(config: Config) -> None:
+    for name, wanted in config["explanations"].items():
+        where = f"config: explanations.{name}"
+        if wanted["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(wanted["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {wanted['comparison']!r}; {hint}")
+        comparison = config["comparisons"][wanted["comparison"]]
+        _check_held_out(config, comparison["split"], f"{where}.comparison")
+        folds = plan.folds(config["splits"][comparison["split"]])
+        for key, known in (
+            ("experiments", comparison["experiments"]),
+            ("seeds", comparison["seeds"]),
+            ("folds", folds),
+        ):
+            for value in wanted[key] or ():
+                if value not in known:
+                    raise UserError(
+                        f"{where}.{key}: {value!r} is not of comparison {wanted['comparison']!r}; "
+                        f"it has {', '.join(map(str, known))}"
+                    )
+
+
+def _check_anomalies(config: Config) -> None:
+    for name, wanted in config["anomalies"].items():
+        where = f"config: anomalies.{name}"
+        _check_data(config, wanted, where)
+        _check_held_out(config, wanted["split"], f"{where}.split")
+        first = _experiment(config, wanted["experiments"][0], f"{where}.experiments")["withhold"]
+        classes = plan.classes(config, wanted["dataset"])
+        for experiment in wanted["experiments"]:
+            withheld = _experiment(config, experiment, f"{where}.experiments")["withhold"]
+            if not withheld:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} withholds no class; give it "
+                    "`withhold: [CLASS]`, or compare it in `comparisons`"
+                )
+            if set(withheld) != set(first):
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} withholds {', '.join(withheld)}, but "
+                    f"{wanted['experiments'][0]!r} {', '.join(first)}; compare like with like"
+                )
+            for found in withheld:
+                if found not in classes:
+                    raise UserError(
+                        f"config: experiments.{experiment}.withhold: no class {found!r}; "
+                        f"{did_you_mean(found, classes)}"
+                    )
+            if len(set(classes) - set(withheld)) < 2:
+                raise UserError(
+                    f"config: experiments.{experiment}.withhold: leaves fewer than two of the "
+                    f"{len(classes)} classes of {wanted['dataset']!r} to learn; withhold fewer"
+                )
+            if name in config["targets"]:
+                _check_window(config, wanted["dataset"], experiment)
 
 
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
     """Check that comparisons that stand side by side exist and have the same experiments."""
     where = f"config: side_by_side.{name}"
-    if name in config["comparisons"]:
-        raise UserError(f"{where}: a comparison has this name; give it another")
     for comparison in comparisons:
         if comparison not in config["comparisons"]:
             hint = did_you_mean(comparison, config["comparisons"])
@@ -271,12 +361,12 @@ def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
             )
 
 
-def _check_window(config: Config, comparison: str, name: str) -> None:
+def _check_window(config: Config, dataset: str, name: str) -> None:
     """Check that windows fit into a scan and that the last one ends with its last line."""
     window = config["experiments"][name]["window"]
     if not window:
         return
-    lines = config["datasets"][config["comparisons"][comparison]["dataset"]]["store"]["lines"]
+    lines = config["datasets"][dataset]["store"]["lines"]
     where = f"config: experiments.{name}.window"
     rest = lines - window["lines"]
     if rest < 0:

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -227,11 +227,50 @@ class Classification(nn.Module):
         return figures
 
 
-def class_counts(reader: WindowReader) -> np.ndarray:
+def class_counts(reader: WindowReader, classes: int) -> np.ndarray:
     """Return how many samples of each class a part has [C]; a scan may give several, or none."""
-    label_N = reader.store.label[reader.scans].astype(np.int64)
-    samples = np.repeat(label_N, reader.index.counts)
-    return np.bincount(samples, minlength=len(reader.store.classes))
+    samples = np.repeat(reader.label[reader.scans], reader.index.counts)
+    return np.bincount(samples, minlength=classes)
+
+
+def trained_classes(
+    classes: Sequence[str], withheld: Sequence[str], label_N: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """Return the classes that a model is trained on, and what scans are called among them.
+
+    Parameters
+    ----------
+    classes
+        Of the store.
+    withheld
+        Those that the model shall never see.
+    label_N
+        Class of each scan, as an index into `classes`; −1: none.
+
+    Returns
+    -------
+    kept : list of str
+        In the order of `classes`.
+    label_N : ndarray of int64
+        Index into `kept`; −1: no label, or one that is withheld.
+
+    Raises
+    ------
+    UserError
+        If a withheld class does not exist, or fewer than two are kept.
+    """
+    for name in withheld:
+        if name not in classes:
+            raise UserError(f"withhold: no class {name!r}; {did_you_mean(name, classes)}")
+    kept = [name for name in classes if name not in withheld]
+    if len(kept) < 2:
+        raise UserError(
+            f"withhold: {', '.join(withheld)}: leaves fewer than two classes to learn; withhold "
+            "fewer"
+        )
+    # The place past the last class is where −1 points to.
+    new_C = np.array([kept.index(name) if name in kept else -1 for name in classes] + [-1])
+    return kept, new_C[label_N].astype(np.int64)
 
 
 def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.ndarray:
@@ -277,7 +316,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     ----------
     spec
         `study`, `name`, `model`, `options`, `normalisation`, `window` (None or `lines` and
-        `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`.
+        `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`;
+        `withhold`, if there is any: classes whose scans are in neither part.
     store, split
         The data set and its division. Test scans are never read.
     out
@@ -295,7 +335,12 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
     out = Path(out)
     with Store(store) as data:
         where = f"{split}: fold {spec['fold']}"
-        parts = training_parts(data, split, spec["fold"])
+        withheld = list(spec.get("withhold", ()))
+        classes, label_N = trained_classes(data.classes, withheld, data.label)
+        parts = {
+            part: scans[label_N[scans] >= 0]
+            for part, scans in training_parts(data, split, spec["fold"]).items()
+        }
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
         try:
@@ -305,7 +350,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
                 spec["options"],
                 lines=lines,
                 pixels=data.pixels,
-                classes=len(data.classes),
+                classes=len(classes),
             )
         except UserError as error:
             raise UserError(f"experiments.{spec['name']}.{error}") from None
@@ -314,6 +359,7 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             part: _reader(
                 data,
                 scans[data.n_lines[scans] >= times.fewest],
+                label_N,
                 spec,
                 settings,
                 shuffle=part == "train",
@@ -326,11 +372,12 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
                     f"{where}: no {part} scan is long enough for {spec['model']}, which first "
                     f"answers after {times.fewest} lines; choose a smaller window"
                 )
-        count_C = class_counts(readers["train"])
-        weights_C = class_weights(count_C, data.classes, where)
+        count_C = class_counts(readers["train"], len(classes))
+        weights_C = class_weights(count_C, classes, where)
         if not settings.class_weights:
-            weights_C = np.ones(len(data.classes))
-        check_validation(class_counts(readers["validation"]), data.classes, settings, where)
+            weights_C = np.ones(len(classes))
+        validation_C = class_counts(readers["validation"], len(classes))
+        check_validation(validation_C, classes, settings, where)
         task = Classification(times, weights_C, settings, augmentation)
         checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model)
         if hasattr(model, "fit"):
@@ -378,7 +425,8 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "ingest": data.ingest,
             "store_sha256": data.sha256,
             "split_sha256": sha256_of(split),
-            "classes": data.classes,
+            "classes": classes,
+            **({"withheld": withheld} if withheld else {}),
             "class_counts": count_C.tolist(),
             "class_weights": weights_C.tolist(),
             "prior": prior_C.tolist(),
@@ -472,6 +520,7 @@ def check_validation(
 def _reader(
     data: Store,
     scans: np.ndarray,
+    label_N: np.ndarray,
     spec: Mapping[str, Any],
     settings: Settings,
     *,
@@ -488,6 +537,7 @@ def _reader(
         shuffle=shuffle,
         seed=spec["seed"],
         memory_mb=MEMORY_MB,
+        label=label_N,
     )
 
 

@@ -304,7 +304,7 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
         (
             ("side_by_side", "simulated"),
             {"title": "x", "comparisons": ["leakage-sessions", "leakage-random"]},
-            "config: side_by_side.simulated: a comparison has this name; give it another",
+            "config: side_by_side.simulated: stands in comparisons too; give it another name",
         ),
         (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),

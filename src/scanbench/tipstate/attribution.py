@@ -23,7 +23,7 @@ from scanbench.runs import Run
 __all__ = [
     "ATTENTION",
     "GRADIENT",
-    "STEP",
+    "STEPS",
     "Attentive",
     "ScanAnswer",
     "area",
@@ -39,8 +39,9 @@ __all__ = [
 #: Methods that only models with attention have, and methods for every differentiable model.
 ATTENTION = ("attention", "rollout")
 GRADIENT = ("saliency", "input-x-gradient", "integrated-gradients")
-#: The trivial one, which no model enters: how much a line differs from the one before.
-STEP = "line-step"
+#: Trivial ones, in which no model takes part: how much a line differs from the one before, in what
+#: the model is shown (normalised) and in the heights as they were measured.
+STEPS = ("line-step", "height-step")
 
 #: Scans that go through a model at once. A constant, so that the same scans give the same bytes.
 BATCH = 32
