@@ -18,10 +18,10 @@ rule anomaly_scores:
         of_run("anomaly_scores.tsv", below="results/benchmarks")
     conda:
         "../../envs/scanbench.yaml"
-    params:
-        study=config["study"],
     resources:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
+    params:
+        study=config["study"],
     shell:
         "scanbench anomaly-scores --study {params.study} {input.store:q} {input.split:q}"
         " {input.weights:q} {output.scores:q} 2>&1 | tee -i {log:q}"

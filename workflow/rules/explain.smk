@@ -19,11 +19,11 @@ rule attribute:
         "results/benchmarks/attribute/{explanation}/{experiment}/fold{fold}-seed{seed}.tsv"
     conda:
         "../../envs/scanbench.yaml"
+    resources:
+        gpu=lambda wildcards: plan.gpus(config, wildcards),
     params:
         study=config["study"],
         spec=lambda wildcards: plan.attribute_spec(config, wildcards.explanation),
-    resources:
-        gpu=lambda wildcards: plan.gpus(config, wildcards),
     shell:
         "scanbench attribute --study {params.study} --spec {params.spec:q} {input.store:q}"
         " {input.split:q} {input.weights:q} {output:q} 2>&1 | tee -i {log:q}"
