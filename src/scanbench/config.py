@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -287,15 +287,24 @@ def _check_held_out(config: Config, split: str, where: str) -> None:
         )
 
 
+def _targeted(config: Config, table: str) -> Iterator[tuple[str, Config]]:
+    """Give the entries of a table that are targets: overlays may change what others rest on."""
+    for name in config["targets"]:
+        if name in config[table]:
+            yield f"config: {table}.{name}", config[table][name]
+
+
 def _check_explanations(config: Config) -> None:
-    for name, wanted in config["explanations"].items():
-        where = f"config: explanations.{name}"
+    for where, wanted in _targeted(config, "explanations"):
         if wanted["comparison"] not in config["comparisons"]:
             hint = did_you_mean(wanted["comparison"], config["comparisons"])
             raise UserError(f"{where}.comparison: no comparison {wanted['comparison']!r}; {hint}")
         comparison = config["comparisons"][wanted["comparison"]]
         _check_held_out(config, comparison["split"], f"{where}.comparison")
         folds = plan.folds(config["splits"][comparison["split"]])
+        for experiment in wanted["experiments"]:
+            if experiment in comparison["experiments"]:
+                _check_window(config, comparison["dataset"], experiment)
         for key, known in (
             ("experiments", comparison["experiments"]),
             ("seeds", comparison["seeds"]),
@@ -310,8 +319,7 @@ def _check_explanations(config: Config) -> None:
 
 
 def _check_anomalies(config: Config) -> None:
-    for name, wanted in config["anomalies"].items():
-        where = f"config: anomalies.{name}"
+    for where, wanted in _targeted(config, "anomalies"):
         _check_data(config, wanted, where)
         _check_held_out(config, wanted["split"], f"{where}.split")
         first = _experiment(config, wanted["experiments"][0], f"{where}.experiments")["withhold"]
@@ -339,8 +347,7 @@ def _check_anomalies(config: Config) -> None:
                     f"config: experiments.{experiment}.withhold: leaves fewer than two of the "
                     f"{len(classes)} classes of {wanted['dataset']!r} to learn; withhold fewer"
                 )
-            if name in config["targets"]:
-                _check_window(config, wanted["dataset"], experiment)
+            _check_window(config, wanted["dataset"], experiment)
 
 
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:

@@ -198,10 +198,10 @@ def anomaly_scores(store: str | Path, split: str | Path, run: str | Path, out: s
             )
         )
         if lacking := sorted(set(test.tolist()) - set(tested.scan.tolist())):
+            scan, lines = str(data.scan_id[lacking[0]]), int(data.n_lines[lacking[0]])
             raise UserError(
-                f"{run / META}: its model cannot answer about test scan "
-                f"{data.scan_id[lacking[0]]!r}, which has {data.n_lines[lacking[0]]} lines; raise "
-                "splits.*.min_lines"
+                f"{run / META}: its model cannot answer about test scan {scan!r}, which has "
+                f"{lines} lines; raise splits.*.min_lines"
             )
         table = pd.DataFrame(
             {

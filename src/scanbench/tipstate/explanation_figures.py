@@ -106,9 +106,11 @@ def attributed_scans(scans: Sequence[Attributed], experiment: str, simulated: bo
             draw_scan(axes, scan.picture)
             axes.set_aspect("auto")
         _overlay(row[1], scan.heat_LP)
+        row[1].tick_params(axis="y", length=0)
         row[0].set_ylabel(
             f"label: {plain(scan.label)}\nmodel: {plain(scan.predicted)}\n"
-            f"explained: {plain(scan.explained)}\n\nscan line"
+            f"explained: {plain(scan.explained)}\n\nscan line",
+            fontsize=6,
         )
         row[0].tick_params(axis="y", length=2)
         row[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -272,7 +274,7 @@ def perturbation(curves: pd.DataFrame, experiments: Sequence[str], simulated: bo
         column[0].set_title(plain(experiment, 20))
         column[1].set_xlabel("Share of lines")
     for axes, name in zip(grid[:, 0], ("deleted", "inserted"), strict=True):
-        axes.set_ylabel(f"Probability of the predicted\nclass, lines {name}")
+        axes.set_ylabel(f"P (predicted class),\nlines {name}")
     grid[0, 0].set_xlim(0, 1)
     grid[0, 0].set_ylim(0, 1)
     handles = [
