@@ -76,4 +76,4 @@ bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what the pipeline made
-	rm -rf results/data results/runs results/comparisons results/side-by-side results/logs results/benchmarks results/report*.html .snakemake
+	rm -rf results/data results/tuning results/runs results/comparisons results/side-by-side results/logs results/benchmarks results/report*.html .snakemake

@@ -27,6 +27,7 @@ wildcard_constraints:
     name="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
+    trial=r"\d+",
 
 
 localrules:
@@ -42,10 +43,13 @@ include: "workflow/rules/ingest.smk"
 include: "workflow/rules/convert.smk"
 include: "workflow/rules/split.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/predict.smk"
+include: "workflow/rules/combine.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/protocols.smk"
 include: "workflow/rules/explain.smk"
 include: "workflow/rules/anomaly.smk"
+include: "workflow/rules/curves.smk"

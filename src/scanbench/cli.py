@@ -97,7 +97,14 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent)
+    train(args.spec, args.store, args.split, args.weights.parent, args.start, chosen=args.chosen)
+
+
+def choose(args: Arguments) -> None:
+    """Choose the setting of a search that is best on validation scans."""
+    from scanbench.tuning import choose
+
+    choose(args.spec, args.trials, args.out)
 
 
 def predict(args: Arguments) -> None:
@@ -105,6 +112,17 @@ def predict(args: Arguments) -> None:
     from scanbench.prediction import predict
 
     predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
+
+
+def combine(args: Arguments) -> None:
+    """Average the held-out predictions of an ensemble's members."""
+    from scanbench.ensembles import combine
+
+    names = args.spec.pop("members")
+    if len(names) != len(args.tables):
+        raise UserError(f"combine: {len(args.tables)} tables for {len(names)} members")
+    members = dict(zip(names, args.tables, strict=True))
+    combine(args.spec, members, args.spec.pop("classes"), args.out)
 
 
 def evaluate(args: Arguments) -> None:
@@ -170,6 +188,13 @@ def anomaly_scores(args: Arguments) -> None:
 def anomaly(args: Arguments) -> None:
     """Compare scores of strangeness: how well they tell withheld kinds of scans from known ones."""
     _of_study(args, "anomaly")(args.spec, _runs(args), args.store, args.split, args.out)
+
+
+def curves(args: Arguments) -> None:
+    """Draw a comparison's experiments against a number of theirs, such as their share of labels."""
+    from scanbench.curves import draw_curves
+
+    draw_curves(args.spec, args.scores, args.out)
 
 
 def store_verify(args: Arguments) -> None:
@@ -339,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     divided.add_argument("--split", default="", help="name of the split, for messages")
     for sub in (read, divided):
         sub.add_argument("--dataset", default="", help="name of the data set, for messages")
-    command(
+    trained = command(
         "train",
         train,
         {
@@ -347,6 +372,10 @@ def parser() -> argparse.ArgumentParser:
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
         },
     )
+    trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
+    trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
+    settled = command("choose", choose, {"out": "JSON file to write"})
+    settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
     predicted = command(
         "predict",
         predict,
@@ -361,6 +390,10 @@ def parser() -> argparse.ArgumentParser:
         "--unlabelled",
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
+    )
+    pooled = command("combine", combine, {"out": "table of predictions to write (Parquet)"})
+    pooled.add_argument(
+        "tables", type=Path, nargs="+", help="the members' tables of predictions, from predict"
     )
     scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
     compared = command(
@@ -423,6 +456,14 @@ def parser() -> argparse.ArgumentParser:
             default=Path("results"),
             help="folder that holds runs/ and comparisons/; default: results",
         )
+    command(
+        "curves",
+        curves,
+        {
+            "scores": "folder of scores of the comparison, from evaluate",
+            "out": "folder to write the tables and the figure into",
+        },
+    )
     applied = command(
         "apply",
         apply,

@@ -2,7 +2,8 @@
 
 The schema (`workflow/schemas/config.schema.yaml`) says what a key may hold; this module adds what a
 schema cannot say: what an experiment takes from its base, that the names a comparison uses exist,
-that a model has the options it is given, that windows reach the last line, that numbers are finite.
+that a model has the options it is given, that windows reach the last line, that a comparison's
+experiments are tuned alike, that numbers are finite.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from scanbench import plan
+from scanbench import plan, tuning
 from scanbench.errors import UserError, did_you_mean
 
 Schema = Mapping[str, Any]
@@ -49,8 +50,14 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
             experiment[part] = _checked(merged, schema["$defs"][part], schema, (*where, part))
         experiment.setdefault("normalisation", filled["normalisation"])
         experiment["options"] = _options(filled["study"], experiment, where)
+        if "search" in experiment:
+            experiment["search"] = _search(filled, schema, name)
     _check_classes(filled)
     _check_references(filled)
+    _check_curves(filled)
+    _check_starts(filled)
+    _check_explanations(filled)
+    _check_anomalies(filled)
     return filled
 
 
@@ -201,6 +208,36 @@ def _option(value: Any, kind: str, where: str) -> Any:
     raise UserError(f"{where}: {value!r} is not of type {kind}")
 
 
+def _search(config: Config, schema: Schema, name: str) -> dict[str, list[Any]]:
+    """Return the values that a search tries, each checked as if it stood in the experiment."""
+    experiment = config["experiments"][name]
+    checked: dict[str, list[Any]] = {}
+    for key, values in experiment["search"].items():
+        part, _, option = key.partition(".")
+        at = ("experiments", name, "search", key)
+        where = f"config: {'.'.join(at)}"
+        if part not in tuning.PARTS or not option:
+            raise UserError(
+                f"{where}: a search changes keys of {', '.join(tuning.PARTS)}; write "
+                "training.learning_rate, for one"
+            )
+        if part == "training" and option in tuning.FIXED:
+            raise UserError(f"{where}: {option} is no setting to choose; leave it out")
+        changed = [{**experiment[part], option: value} for value in values]
+        if part == "options":
+            tried = [_options(config["study"], {**experiment, part: c}, at[:2]) for c in changed]
+        else:
+            tried = [_checked(c, schema["$defs"][part], schema, (*at[:2], part)) for c in changed]
+        checked[key] = [values[option] for values in tried]
+    trials, possible = config["tuning"]["trials"], tuning.size(checked)
+    if checked and possible < trials:
+        raise UserError(
+            f"config: experiments.{name}.search: {possible} settings are fewer than the {trials} "
+            "of tuning.trials that every experiment gets; add values"
+        )
+    return checked
+
+
 def _check_classes(config: Config) -> None:
     """Check tables that have a class for their key."""
     for name, dataset in config["datasets"].items():
@@ -219,6 +256,8 @@ def _check_classes(config: Config) -> None:
 
 def _check_references(config: Config) -> None:
     _check_targets(config)
+    for name, members in config["ensembles"].items():
+        _check_members(config, name, members)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
     wanted = plan.compared(config)
@@ -232,28 +271,35 @@ def _check_references(config: Config) -> None:
                 f"{hint}"
             )
         for experiment in comparison["experiments"]:
+            known = {**config["experiments"], **config["ensembles"]}
             where = f"config: comparisons.{name}.experiments"
-            if _experiment(config, experiment, where)["withhold"]:
-                raise UserError(
-                    f"{where}: {experiment!r} withholds classes, so it cannot be scored beside "
-                    "experiments that name them; compare it in `anomalies`"
-                )
+            if experiment not in known:
+                hint = did_you_mean(experiment, known)
+                raise UserError(f"{where}: no experiment {experiment!r}; {hint}")
+            for member in plan.members(config, experiment):
+                if config["experiments"][member]["withhold"]:
+                    raise UserError(
+                        f"{where}: {member!r} withholds classes, so it cannot be scored beside "
+                        "experiments that name them; compare it in `anomalies`"
+                    )
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
-                _check_window(config, comparison["dataset"], experiment)
-    _check_explanations(config)
-    _check_anomalies(config)
+                _check_samples(config, experiment)
+                for member in plan.members(config, experiment):
+                    _check_window(config, comparison["dataset"], member)
+        if name in wanted and config["tuning"]["trials"]:
+            _check_effort(config, name)
 
 
 def _check_targets(config: Config) -> None:
     """Check that the targets exist, and that a name says which table it stands in."""
-    tables = ("comparisons", "side_by_side", "explanations", "anomalies")
+    tables = ("comparisons", "side_by_side", "curves", "explanations", "anomalies")
     known: dict[str, str] = {}
     for table in tables:
         for name in config[table]:
             if name in known:
                 raise UserError(
-                    f"config: {table}.{name}: stands in {known[name]} too; give it another name"
+                    f"config: {table}.{name}: one of {known[name]} has this name; give it another"
                 )
             known[name] = table
     for target in config["targets"]:
@@ -303,6 +349,10 @@ def _check_explanations(config: Config) -> None:
         _check_held_out(config, comparison["split"], f"{where}.comparison")
         folds = plan.folds(config["splits"][comparison["split"]])
         for experiment in wanted["experiments"]:
+            if experiment in config["ensembles"]:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} is an ensemble; explain its members"
+                )
             if experiment in comparison["experiments"]:
                 _check_window(config, comparison["dataset"], experiment)
         for key, known in (
@@ -331,6 +381,11 @@ def _check_anomalies(config: Config) -> None:
                     f"{where}.experiments: {experiment!r} withholds no class; give it "
                     "`withhold: [CLASS]`, or compare it in `comparisons`"
                 )
+            if config["experiments"][experiment]["start"] is not None:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} starts from a run that may have seen "
+                    f"{', '.join(withheld)}; leave out `start` or `withhold`"
+                )
             if set(withheld) != set(first):
                 raise UserError(
                     f"{where}.experiments: {experiment!r} withholds {', '.join(withheld)}, but "
@@ -350,6 +405,43 @@ def _check_anomalies(config: Config) -> None:
             _check_window(config, wanted["dataset"], experiment)
 
 
+def _check_members(config: Config, name: str, members: list[str]) -> None:
+    """Check that an ensemble has a name of its own and members that exist."""
+    where = f"config: ensembles.{name}"
+    experiments = config["experiments"]
+    if name in experiments:
+        raise UserError(f"{where}: an experiment has this name; give it another")
+    for member in members:
+        if member not in experiments:
+            raise UserError(
+                f"{where}: no experiment {member!r}; {did_you_mean(member, experiments)}"
+            )
+
+
+def _check_samples(config: Config, name: str) -> None:
+    """Check that an ensemble's members look at the same samples of a scan."""
+    first, *others = plan.members(config, name)
+    windows = {member: config["experiments"][member]["window"] for member in (first, *others)}
+    for member in others:
+        if windows[member] != windows[first]:
+            raise UserError(
+                f"config: ensembles.{name}: {member!r} and {first!r} have other windows, and so "
+                "answer about other samples of a scan; give them the same `window`"
+            )
+
+
+def _check_effort(config: Config, comparison: str) -> None:
+    """Check that in a comparison either all experiments are tuned or none."""
+    wanted = config["comparisons"][comparison]["experiments"]
+    names = [name for experiment in wanted for name in plan.members(config, experiment)]
+    without = [name for name in names if "search" not in config["experiments"][name]]
+    if without and len(without) < len(names):
+        raise UserError(
+            f"config: comparisons.{comparison}: {without[0]!r} has no search, but others have: "
+            "give it one, or `search: {}` if it has nothing to tune"
+        )
+
+
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
     """Check that comparisons that stand side by side exist and have the same experiments."""
     where = f"config: side_by_side.{name}"
@@ -366,6 +458,144 @@ def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
                 f"{where}.comparisons: {odd!r} is an experiment of only one of {comparisons[0]!r} "
                 f"and {comparison!r}; give both the same"
             )
+
+
+def _check_starts(config: Config) -> None:
+    """Check that what a run starts from exists, fits it, and has not seen what it is tested on."""
+    for name, experiment in config["experiments"].items():
+        start, where = experiment["start"], f"config: experiments.{name}.start"
+        if start is None:
+            training = experiment["training"]
+            for key, wrong in (
+                ("epochs", training["epochs"] == 0),
+                ("frozen", training["frozen"] != "none"),
+            ):
+                if wrong:
+                    raise UserError(
+                        f"config: experiments.{name}.training.{key}: {training[key]} rests on a "
+                        "start, and there is none; give `start`, or leave it out"
+                    )
+            continue
+        for key in ("experiment", "dataset", "split"):
+            if start[key] is not None and start[key] not in config[f"{key}s"]:
+                hint = did_you_mean(start[key], config[f"{key}s"])
+                raise UserError(f"{where}.{key}: no {key} {start[key]!r}; {hint}")
+        chain = [name]
+        while (above := config["experiments"][chain[-1]]["start"]) is not None:
+            if above["experiment"] not in config["experiments"]:
+                break  # told where that experiment is checked
+            chain.append(above["experiment"])
+            if chain[-1] in chain[:-1]:
+                circle = " → ".join(chain[chain.index(chain[-1]) :])
+                raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
+    wanted = plan.compared(config)
+    for name in config["comparisons"]:
+        for run in plan.trained(config, name):
+            _check_foundations(config, run, sizes=name in wanted)
+
+
+def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
+    """Check the runs below a run.
+
+    An overlay may change sizes for its own targets without regard to the others.
+    """
+    above = run
+    for found in plan.below(config, run):
+        where = f"config: experiments.{above['experiment']}.start"
+        if found["split"] not in config["splits"]:
+            hint = did_you_mean(found["split"], config["splits"])
+            raise UserError(f"{where}.split: no split {found['split']!r}; {hint}")
+        folds = plan.folds(config["splits"][found["split"]])
+        if found["fold"] not in folds:
+            raise UserError(
+                f"{where}.fold: {found['fold']} is no fold of split {found['split']!r}, whose "
+                f"folds are 0 to {folds[-1]}"
+            )
+        here, there = ((one["split"], one["fold"]) for one in (run, found))
+        if found["dataset"] == run["dataset"] and here != there:
+            raise UserError(
+                f"{where}: that run is trained on {run['dataset']!r} in split {there[0]!r}, fold "
+                f"{there[1]}, and may have seen what split {here[0]!r}, fold {here[1]} tests; "
+                "leave out `split` and `fold` for those of the run, or give another `dataset`"
+            )
+        if sizes:
+            _check_alike(config, above, found, where)
+        above = found
+
+
+def _check_alike(config: Config, run: Config, start: Config, where: str) -> None:
+    """Check that weights of one run fit another, whatever setting a search may choose."""
+    for one in (run, start) if config["tuning"]["trials"] else ():
+        search = config["experiments"][one["experiment"]].get("search", {})
+        if any(key.startswith("options.") for key in search):
+            raise UserError(
+                f"config: experiments.{one['experiment']}.search: "
+                f"{run['experiment']!r} starts from {start['experiment']!r} and must have its "
+                "options; search none of them"
+            )
+    own, other = (_shape(config, one) for one in (run, start))
+    for key, value in own.items():
+        if value != other[key]:
+            raise UserError(
+                f"{where}: {run['experiment']!r} has {key} {value!r}, but "
+                f"{start['experiment']!r} on {start['dataset']!r} has {other[key]!r}; make them "
+                "equal"
+            )
+
+
+def _shape(config: Config, run: Config) -> Config:
+    """Return what must be equal for one run to take over the weights of another."""
+    experiment = config["experiments"][run["experiment"]]
+    store = config["datasets"][run["dataset"]]["store"]
+    options = plan.options(config, run["experiment"])
+    return {
+        "model": experiment["model"],
+        **{f"options.{key}": value for key, value in options.items()},
+        "normalisation": experiment["normalisation"],
+        "lines": (experiment["window"] or store)["lines"],
+        "pixels": store["pixels"],
+    }
+
+
+def _check_curves(config: Config) -> None:
+    """Check that curves are of a comparison's experiments, and rise over a number of theirs."""
+    for name, curves in config["curves"].items():
+        where = f"config: curves.{name}"
+        if curves["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(curves["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {curves['comparison']!r}; {hint}")
+        comparison = config["comparisons"][curves["comparison"]]
+        if comparison["baseline"] is None:
+            raise UserError(
+                f"{where}.comparison: {curves['comparison']!r} has no baseline to reach; name one "
+                "of its experiments"
+            )
+        # An overlay may change a comparison without regard to curves that it does not ask for.
+        if name in config["targets"]:
+            for series, experiments in curves["series"].items():
+                _check_series(config, curves, experiments, f"{where}.series.{series}")
+
+
+def _check_series(config: Config, curves: Config, experiments: list[str], where: str) -> None:
+    known = config["comparisons"][curves["comparison"]]["experiments"]
+    before = -math.inf
+    for experiment in experiments:
+        if experiment not in known:
+            raise UserError(
+                f"{where}: {experiment!r} is no experiment of {curves['comparison']!r}; "
+                f"{did_you_mean(experiment, known)}"
+            )
+        try:
+            x = plan.value_of(config, experiment, curves["x"])
+        except KeyError:
+            x = None
+        if not isinstance(x, int | float) or isinstance(x, bool):
+            raise UserError(f"{where}: {experiment!r} has no number under {curves['x']!r}")
+        if x <= before:
+            raise UserError(f"{where}: {curves['x']} does not rise at {experiment!r}; order them")
+        if x <= 0 and curves["scale"] == "log":
+            raise UserError(f"{where}: {x:g} has no place on a logarithmic axis; set scale: linear")
+        before = x
 
 
 def _check_window(config: Config, dataset: str, name: str) -> None:

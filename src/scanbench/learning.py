@@ -50,7 +50,7 @@ class Settings:
     Parameters
     ----------
     epochs
-        At most so many passes over the training part.
+        At most so many passes over the training part; 0: none, the start is taken as it is.
     batch_size
         Samples per step, over all devices together.
     learning_rate, weight_decay, beta1, beta2
@@ -81,6 +81,12 @@ class Settings:
         Also write the history for TensorBoard.
     max_scans
         Draw at most so many scans in each epoch; None: all.
+    fraction
+        Learn from this share of the labelled scans only; see the study. An epoch has as many steps
+        as without.
+    frozen
+        `backbone`: only the model's `head` learns. The rest keeps its weights and statistics and
+        is in evaluation mode, without dropout. `none`: all of it learns.
     """
 
     epochs: int = 40
@@ -106,19 +112,26 @@ class Settings:
     resume: bool = True
     tensorboard: bool = False
     max_scans: int | None = None
+    fraction: float = 1.0
+    frozen: str = "none"
 
     def __post_init__(self) -> None:
         for key, allowed in {
             "schedule": ("constant", "cosine", "plateau"),
             "answers": ("last", "all"),
             "precision": ("auto", "fp32", "bf16", "fp16"),
+            "frozen": ("none", "backbone"),
         }.items():
             value = getattr(self, key)
             if value not in allowed:
                 raise UserError(f"training.{key}: {value!r}; {did_you_mean(value, allowed)}")
-        for key in ("epochs", "batch_size", "devices", "num_threads", "learning_rate"):
+        for key in ("batch_size", "devices", "num_threads", "learning_rate"):
             if not getattr(self, key) > 0:
                 raise UserError(f"training.{key}: {getattr(self, key)} must be more than 0")
+        if self.epochs < 0:
+            raise UserError(f"training.epochs: {self.epochs} must be 0 or more")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"training.fraction: {self.fraction} must be more than 0, at most 1")
 
     @property
     def falling(self) -> bool:
@@ -206,6 +219,9 @@ class Learner(L.LightningModule):
         super().__init__()
         self.model, self.task, self.settings = model, task, settings
         self.steps, self.seed = steps, seed
+        self.frozen = backbone(model) if settings.frozen == "backbone" else []
+        for module in self.frozen:
+            module.requires_grad_(False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW on two groups of parameters, with and without decay."""
@@ -229,6 +245,8 @@ class Learner(L.LightningModule):
         state = int(word.generate_state(1, np.uint64)[0] >> np.uint64(1))
         torch.manual_seed(state)
         self.generator = Generator(self.device).manual_seed(state)
+        for module in self.frozen:
+            module.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate of this step; once a plateau schedule has warmed up, it rules."""
@@ -266,6 +284,20 @@ class Learner(L.LightningModule):
         """Give the plateau schedule its memory back."""
         if hasattr(self, "restored_plateau"):
             self.plateau.load_state_dict(self.restored_plateau)
+
+
+def backbone(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a model but for its `head`.
+
+    Raises
+    ------
+    AssertionError
+        If the model has no head, or a parameter that is in no part.
+    """
+    assert isinstance(model.head, nn.Module), f"{type(model).__module__}: has no head"
+    own = [name for name, _ in model.named_parameters(recurse=False)]
+    assert not own, f"{type(model).__module__}: {own} are in no part that could be frozen"
+    return [part for part in model.children() if part is not model.head]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

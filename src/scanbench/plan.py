@@ -10,12 +10,16 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scanbench import tuning
 from scanbench.files import canonical_json
 
 Config = Mapping[str, Any]
 
 #: Path of a run's folder below `results/`; wildcards as Snakemake writes them.
 RUN = "runs/{dataset}/{split}/{experiment}/fold{fold}-seed{seed}"
+
+#: Path of the folder below `results/` in which a fold chooses an experiment's setting.
+TUNING = "tuning/{dataset}/{split}/{experiment}/fold{fold}"
 
 
 def folds(split: Config) -> list[int]:
@@ -51,15 +55,75 @@ def _runs(
     ]
 
 
-def compared(config: Config) -> list[str]:
-    """Return the comparisons that the targets ask for: by name, or as sides of one."""
-    sides = config["side_by_side"]
-    wanted = [
-        sides[name]["comparisons"] if name in sides else [name]
-        for name in config["targets"]
-        if name in sides or name in config["comparisons"]
+def members(config: Config, experiment: str) -> list[str]:
+    """Return the experiments whose runs make up one: those of an ensemble, or itself."""
+    return list(config["ensembles"].get(experiment, [experiment]))
+
+
+def trained(config: Config, comparison: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that is trained for a comparison, in a fixed order."""
+    return [
+        {**run, "experiment": member}
+        for run in runs(config, comparison)
+        for member in members(config, run["experiment"])
     ]
-    return list(dict.fromkeys(name for names in wanted for name in names))
+
+
+def combine_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what the predictions of an ensemble's run depend on."""
+    return canonical_json(
+        {
+            "name": run["experiment"],
+            "fold": int(run["fold"]),
+            "seed": int(run["seed"]),
+            "members": members(config, run["experiment"]),
+            "classes": classes(config, run["dataset"]),
+        }
+    )
+
+
+def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the wildcards of the runs that must be trained before a run, by what they are to it.
+
+    `start`: the run whose weights it begins with, of the same seed, so that the spread over seeds
+    is that of both trainings together. On the run's own data set: of the same split and fold.
+    """
+    start = config["experiments"][run["experiment"]]["start"]
+    if start is None:
+        return {}
+    own = start["dataset"] in (None, run["dataset"])
+    here = {"split": run["split"], "fold": int(run["fold"])}
+    elsewhere = {"split": "sessions", "fold": 0}
+    given = {key: start[key] for key in here if start[key] is not None}
+    return {
+        "start": {
+            "dataset": run["dataset"] if own else start["dataset"],
+            "experiment": start["experiment"],
+            "seed": int(run["seed"]),
+            **(here if own else elsewhere),
+            **given,
+        }
+    }
+
+
+def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the wildcards of all runs that a run rests on, the nearest first."""
+    nearest = rests_on(config, run).values()
+    return [found for near in nearest for found in (near, *below(config, near))]
+
+
+def compared(config: Config) -> list[str]:
+    """Return the comparisons that the targets ask for: by name, as sides, or to draw curves of."""
+    sides, curves = config["side_by_side"], config["curves"]
+
+    def needed(target: str) -> list[str]:
+        if target in sides:
+            return list(sides[target]["comparisons"])
+        if target in curves:
+            return [curves[target]["comparison"]]
+        return [target] if target in config["comparisons"] else []
+
+    return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
 
 
 def explained(config: Config, explanation: str) -> dict[str, Any]:
@@ -162,16 +226,51 @@ def copies_spec(config: Config, split: str) -> str:
 
 def train_spec(config: Config, run: Mapping[str, Any]) -> str:
     """Return what one training depends on."""
-    experiment = dict(config["experiments"][run["experiment"]])
-    if not experiment["withhold"]:
-        del experiment["withhold"]
+    return canonical_json(_training(config, run, int(run["seed"])))
+
+
+def _training(config: Config, run: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    experiment = config["experiments"][run["experiment"]]
+    unused = {"search"} if experiment["withhold"] else {"search", "withhold"}
+    return {
+        **{key: value for key, value in experiment.items() if key not in unused},
+        "study": config["study"],
+        "name": run["experiment"],
+        "fold": int(run["fold"]),
+        "seed": seed,
+        "start": rests_on(config, {**run, "seed": seed}).get("start"),
+    }
+
+
+def settings(config: Config, run: Mapping[str, Any]) -> list[tuning.Setting]:
+    """Return the settings that a fold tries for an experiment.
+
+    None if nothing is searched, or nothing trained: a start is taken as it is.
+    """
+    experiment = config["experiments"][run["experiment"]]
+    search = experiment.get("search") if experiment["training"]["epochs"] else None
+    chosen = config["tuning"]
+    return tuning.settings(search, chosen["trials"], chosen["seed"]) if search else []
+
+
+def trial_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what one trial of a search depends on."""
+    wanted = config["tuning"]
+    setting = settings(config, run)[int(run["trial"])]
+    training = tuning.with_setting(_training(config, run, wanted["seed"]), setting)
+    if wanted["epochs"] is not None:
+        training["training"]["epochs"] = wanted["epochs"]
+    return canonical_json(training)
+
+
+def choose_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what choosing among the trials of a search depends on."""
+    experiment = config["experiments"][run["experiment"]]
     return canonical_json(
         {
-            **experiment,
-            "study": config["study"],
-            "name": run["experiment"],
-            "fold": int(run["fold"]),
-            "seed": int(run["seed"]),
+            "search": experiment["search"],
+            "settings": settings(config, run),
+            "monitor": experiment["training"]["monitor"],
         }
     )
 
@@ -241,6 +340,7 @@ def render_spec(config: Config, comparison: str) -> str:
             "split": wanted["split"],
             "scheme": config["splits"][wanted["split"]]["scheme"],
             "experiments": wanted["experiments"],
+            "members": {name: members(config, name) for name in wanted["experiments"]},
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
         }
@@ -307,7 +407,7 @@ def protocols_spec(config: Config, name: str) -> str:
                 "comparison": comparison,
                 "split": given["split"],
                 "scheme": config["splits"][given["split"]]["scheme"],
-                "data": _source(config, given["dataset"])["data"],
+                "data": data_note(config, comparison),
             }
         )
     first = config["comparisons"][wanted["comparisons"][0]]
@@ -319,6 +419,63 @@ def protocols_spec(config: Config, name: str) -> str:
             "confidence": config["evaluation"]["confidence"],
         }
     )
+
+
+def options(config: Config, experiment: str) -> dict[str, Any]:
+    """Return all options of an experiment's model, those not given at their defaults."""
+    catalogue = importlib.import_module(f"scanbench.{config['study']}.catalogue")
+    wanted = config["experiments"][experiment]
+    fields = catalogue.option_fields(wanted["model"])
+    defaults = {k: list(d) if isinstance(d, tuple) else d for k, (_, d) in fields.items()}
+    return {**defaults, **wanted["options"]}
+
+
+def value_of(config: Config, experiment: str, key: str) -> Any:
+    """Return what an experiment has under a dotted key, such as `training.fraction`.
+
+    Raises
+    ------
+    KeyError
+        If there is no such key.
+    """
+    found: Any = {**config["experiments"][experiment], "options": options(config, experiment)}
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            raise KeyError(part)
+        found = found[part]
+    return found
+
+
+def curves_spec(config: Config, name: str) -> str:
+    """Return what curves over a number of experiments depend on."""
+    wanted = config["curves"][name]
+    comparison = config["comparisons"][wanted["comparison"]]
+    return canonical_json(
+        {
+            **{key: wanted[key] for key in ("title", "comparison", "label", "scale")},
+            "series": [
+                {
+                    "name": series,
+                    "points": [
+                        [float(value_of(config, experiment, wanted["x"])), experiment]
+                        for experiment in experiments
+                    ],
+                }
+                for series, experiments in wanted["series"].items()
+            ],
+            "baseline": comparison["baseline"],
+            "metrics": config["evaluation"]["metrics"],
+            "confidence": config["evaluation"]["confidence"],
+            "data": data_note(config, wanted["comparison"]),
+        }
+    )
+
+
+def data_note(config: Config, comparison: str) -> str:
+    """Return what data a comparison is of, to stand under a figure: simulated, if they are."""
+    dataset = config["datasets"][config["comparisons"][comparison]["dataset"]]
+    kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
+    return ". ".join(filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]]))
 
 
 def threads(config: Config, run: Mapping[str, Any]) -> int:

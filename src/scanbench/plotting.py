@@ -46,6 +46,7 @@ __all__ = [
     "experiment_styles",
     "group_dots",
     "learning_curves",
+    "legend_below",
     "message",
     "number",
     "plain",
@@ -330,7 +331,7 @@ def _lowest(axes: Sequence[Axes], columns: int) -> list[Axes]:
     return list(axes[-min(columns, len(axes)) :])
 
 
-def _legend(figure: Sheet, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend_below(figure: Sheet, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Put a legend under the panels, in as many columns as its longest entry leaves room for."""
     longest = max(len(label) for label in labels)
     columns = max(1, int(figure.get_figwidth() / MM / (12 + 1.45 * longest)))
@@ -353,7 +354,7 @@ def _experiment_legend(
         style = styles[name]
         marker = style.marker if markers else ""
         handles.append(Line2D([], [], color=style.colour, linestyle=style.line, marker=marker))
-    _legend(figure, handles, [plain(name) for name in experiments])
+    legend_below(figure, handles, [plain(name) for name in experiments])
 
 
 def _share_axis(axes: Axes, *, x: bool = False, y: bool = False) -> None:
@@ -682,7 +683,7 @@ def learning_curves(
         Line2D([], [], color=BLUE, linewidth=0.9),
         Line2D([], [], color=BLUE, linestyle="", **kept),
     ]
-    _legend(figure, handles, ["Training", "Validation", "Epoch kept"])
+    legend_below(figure, handles, ["Training", "Validation", "Epoch kept"])
     return figure
 
 
@@ -742,7 +743,7 @@ def reliability(
         axes.set_ylabel("Share that is right")
     for axes in _lowest(panels, columns):
         axes.set_xlabel("Confidence")
-    _legend(
+    legend_below(
         figure,
         [
             Line2D([], [], color=BLUE, marker="o", markersize=3),

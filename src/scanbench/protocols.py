@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from scanbench import plotting
-from scanbench.errors import UserError
 from scanbench.plotting import BLUE, DOUBLE, GREEN, GREY, METRIC_NAMES, MM, VERMILLION, Sheet
+from scanbench.scores import macro_row, read_scores
 from scanbench.split_file import LEAKY
 from scanbench.tables import ResultTable, write
 
@@ -40,16 +40,7 @@ def side_by_side(spec: Mapping[str, Any], scores: Mapping[str, str | Path], out:
     UserError
         If a table is missing or lacks an experiment.
     """
-    tables = {}
-    for name, folder in scores.items():
-        path = Path(folder) / "metrics.csv"
-        try:
-            tables[name] = pd.read_csv(
-                path, dtype={"experiment": str, "class": str}, keep_default_na=False,
-                na_values={c: [""] for c in ("lines", "value", "low", "high")},
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; evaluate comparison {name!r} first") from None
+    tables = {name: read_scores(folder, "metrics") for name, folder in scores.items()}
     raw = joined(spec, tables)
     write(table(spec, raw), out)
     figure = drawing(spec, raw)
@@ -83,25 +74,14 @@ def joined(spec: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> pd.Da
         for metric in METRICS:
             first = None
             for wanted in spec["comparisons"]:
-                found = tables[wanted["comparison"]]
-                mine = found[
-                    (found["experiment"] == experiment)
-                    & (found["metric"] == metric)
-                    & (found["reading"] == "scan")
-                    & (found["class"] == "")
-                ]
-                if len(mine) != 1:
-                    raise UserError(
-                        f"comparison {wanted['comparison']!r}: {len(mine)} rows of {metric} of "
-                        f"{experiment!r}; evaluate again"
-                    )
-                row = mine.iloc[0]
+                name = wanted["comparison"]
+                row = macro_row(tables[name], experiment, metric, name)
                 first = float(row["value"]) if first is None else first
                 rows.append(
                     {
                         "experiment": experiment,
                         "metric": metric,
-                        "comparison": wanted["comparison"],
+                        "comparison": name,
                         "split": wanted["split"],
                         "scheme": wanted["scheme"],
                         "leaky": wanted["scheme"] in LEAKY,

@@ -24,27 +24,19 @@ from scanbench import plotting, provenance, summary, tables
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.plotting import History, Sheet
+from scanbench.scores import TABLE_COLUMNS, read_csv, read_scores
 from scanbench.split_file import LEAKY
 from scanbench.store import Store
 
 __all__ = ["Drawing", "Material", "render"]
 
 SPEC_KEYS = (
-    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "scheme",
-    "seeds", "simulated", "split", "title",
+    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "members",
+    "scheme", "seeds", "simulated", "split", "title",
 )  # fmt: skip
 
-TABLE_COLUMNS = {
-    "metrics": "experiment reading lines metric class value low high seeds groups scans rows",
-    "pairs": "experiment_a experiment_b reading metric difference low high p p_holm",
-    "roc": "experiment class seed fpr tpr",
-    "confusion": "experiment seed true predicted count",
-    "calibration": "experiment bin_low bin_high confidence accuracy count",
-    "groups": "experiment group scans metric value",
-    "examples": "experiment scan_id label predicted p_label p_predicted kind",
-    "stopping": "experiment patience threshold wrong_stops saved lines_spent",
-    "stops": "experiment limit figure value low high",
-}
+RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet")
+
 PEOPLE_COLUMNS = {
     "people": "scope reading class probability low high rate scans both one unknown",
     "agreement": "experiment reading class people model difference difference_low difference_high",
@@ -75,6 +67,8 @@ class Material:
         Experiment → the course of each run.
     costs
         `experiment` and the columns of `tables.COSTS`, means over the runs.
+    searches
+        Experiment → of each run, what `tuning.choose` wrote; None where nothing was tuned.
     manifest, rejected
         Tables of ingest.
     split
@@ -92,6 +86,7 @@ class Material:
     runs: Mapping[str, Sequence[Path]]
     histories: Mapping[str, Sequence[History]]
     costs: pd.DataFrame
+    searches: Mapping[str, Sequence[Mapping[str, Any] | None]]
     manifest: pd.DataFrame
     rejected: pd.DataFrame
     split: Mapping[str, Any]
@@ -184,7 +179,8 @@ def render(
         material = _read(spec, Path(scores), folders, Path(scans), opened, Path(split))
         if people is not None:
             tables_of_people = {
-                n: _csv(Path(people) / f"{n}.csv", columns) for n, columns in PEOPLE_COLUMNS.items()
+                n: read_csv(Path(people) / f"{n}.csv", columns)
+                for n, columns in PEOPLE_COLUMNS.items()
             }
             material = replace(material, people=tables_of_people)
         study = _study_figures(opened.study)
@@ -235,37 +231,21 @@ def _read(
     store: Store,
     split: Path,
 ) -> Material:
-    frames = {n: _csv(scores / f"{n}.csv", columns) for n, columns in TABLE_COLUMNS.items()}
+    frames = {name: read_scores(scores, name) for name in TABLE_COLUMNS}
     for name in spec["experiments"]:
         if name not in set(frames["metrics"]["experiment"]):
             raise UserError(f"{scores / 'metrics.csv'}: no rows of {name!r}: evaluate again")
     histories: dict[str, list[History]] = {}
+    searches: dict[str, list[dict[str, Any] | None]] = {}
     costs = []
     for name in spec["experiments"]:
-        histories[name] = []
-        spent = []
-        for run in runs[name]:
-            model, train, predict = (
-                _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
-            )
-            frame = _csv(run / "history.csv", HISTORY_COLUMNS)
-            histories[name].append(
-                History(
-                    fold=int(train["config"]["fold"]),
-                    seed=int(train["config"]["seed"]),
-                    frame=frame,
-                    best_epoch=model.get("best_epoch"),
-                )
-            )
-            spent.append(
-                {
-                    "parameters": model["parameters"],
-                    "operations": model.get("operations", math.nan),  # not in older runs
-                    "cpu_seconds": train["cpu_seconds"],
-                    "peak_memory_mb": train.get("peak_memory_mb", math.nan),
-                    "predict_cpu_seconds": predict["cpu_seconds"],
-                }
-            )
+        members = spec["members"][name]
+        trained = [[_trained(_of_member(run, m)) for m in members] for run in runs[name]]
+        # An ensemble is not trained itself: it costs what its members cost.
+        alone = [run for (run, *others) in trained if not others]
+        histories[name] = [run.history for run in alone]
+        searches[name] = [run.search for run in alone]
+        spent = [pd.DataFrame([part.costs for part in parts]).sum(min_count=1) for parts in trained]
         costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
@@ -275,41 +255,49 @@ def _read(
         runs=runs,
         histories=histories,
         costs=pd.DataFrame(costs),
-        manifest=_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
-        rejected=_csv(scans / "rejected.csv", "file reason"),
+        searches=searches,
+        manifest=read_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
+        rejected=read_csv(scans / "rejected.csv", "file reason"),
         split=_json(split),
         store=store,
     )
 
 
-def _csv(path: Path, columns: str) -> pd.DataFrame:
-    """Read a CSV file that must have these columns; names stay text, "NA" and "None" included."""
-    try:
-        frame = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=_MAY_BE_EMPTY)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage before again") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a table ({str(error).splitlines()[0]})") from None
-    if missing := [c for c in columns.split() if c not in frame.columns]:
-        raise UserError(f"{path}: column {missing[0]!r} is missing; run the stage before again")
-    return frame
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the files of a run tell: its course, what it cost, how its setting was chosen."""
+
+    history: History
+    costs: Mapping[str, float]
+    search: dict[str, Any] | None
 
 
-_TEXT = dict.fromkeys(
-    (
-        "class", "excluded", "experiment", "experiment_a", "experiment_b", "file", "group", "kind",
-        "label", "predicted", "reason", "scan_id", "true",
-    ),
-    str,
-)  # fmt: skip
-_MAY_BE_EMPTY = {
-    column: [""]
-    for column in (
-        "accuracy", "confidence", "difference", "height_m", "high", "lines", "low", "lr", "p",
-        "p_holm", "train_accuracy", "train_loss", "val_accuracy", "val_auroc",
-        "val_balanced_accuracy", "val_loss", "value", "width_m",
+def _trained(run: Path) -> _Trained:
+    model, train, predict = (
+        _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
     )
-}  # fmt: skip
+    return _Trained(
+        history=History(
+            fold=int(train["config"]["fold"]),
+            seed=int(train["config"]["seed"]),
+            frame=read_csv(run / "history.csv", HISTORY_COLUMNS),
+            best_epoch=model.get("best_epoch"),
+        ),
+        costs={
+            "parameters": model["parameters"],
+            "operations": model.get("operations", math.nan),  # not in older runs
+            "cpu_seconds": train["cpu_seconds"],
+            "peak_memory_mb": train.get("peak_memory_mb", math.nan),
+            "predict_cpu_seconds": predict["cpu_seconds"],
+            "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
+        },
+        search=model.get("tuning"),
+    )
+
+
+def _of_member(run: Path, member: str) -> Path:
+    """Return the folder of a member's run of the same fold and seed."""
+    return run.parent.with_name(member) / run.name
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -335,7 +323,7 @@ def _input_files(
     files["store.h5"], files["split.json"] = store, split
     for experiment, folders in runs.items():
         for run in folders:
-            for name in ("history.csv", "model.json", "train.json", "predictions.parquet"):
+            for name in RUN_FILES:
                 files[f"{experiment}/{run.name}/{name}"] = run / name
     return files
 
@@ -361,6 +349,8 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         tables.part_table(material.split["counts"], material.classes),
         tables.audit_table(material.split["audit"]),
     ]
+    if any(any(found) for found in material.searches.values()):
+        made.append(tables.search_table(material.searches, material.costs))
     if material.people:
         made += [
             tables.people_table(material.people["agreement"]),
@@ -383,6 +373,7 @@ def _drawings(material: Material) -> list[Drawing]:
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
+        if material.histories[name]
         for run in material.runs[name]
         for file in ("history.csv", "model.json")
     ]

@@ -267,6 +267,61 @@ def cost_table(costs: pd.DataFrame) -> ResultTable:
     )
 
 
+def search_table(
+    searches: Mapping[str, Sequence[Mapping[str, Any] | None]], costs: pd.DataFrame
+) -> ResultTable:
+    """Return how each experiment's setting was chosen.
+
+    Parameters
+    ----------
+    searches
+        Experiment → of each run, what `scanbench.tuning.choose` wrote, or None.
+    costs
+        `experiment` and `search_cpu_seconds`: the mean over the runs.
+    """
+    spent = costs.set_index("experiment")["search_cpu_seconds"]
+    rows = []
+    for name, runs in searches.items():
+        found = [run for run in runs if run]
+        search = found[0]["search"] if found else {}
+        rows.append(
+            {
+                "experiment": name,
+                "searched": "; ".join(f"{key}: {_listed(search[key])}" for key in sorted(search)),
+                "possible": found[0]["possible"] if found else 1,
+                "tried": len(found[0]["trials"]) if found else 1,
+                "chosen": "; ".join(
+                    f"{key}: {_listed(sorted({run['setting'][key] for run in found}, key=str))}"
+                    for key in sorted(search)
+                ),
+                "cpu_seconds": spent[name],
+            }
+        )
+    raw = pd.DataFrame(rows)
+    shown = [
+        {
+            "Experiment": str(row["experiment"]),
+            "Searched": str(row["searched"]) or "nothing",
+            "Settings": _count(row["possible"]),
+            "Tried": _count(row["tried"]),
+            "Chosen, of all folds": str(row["chosen"]) or "–",
+            "Search (CPU s per fold)": _count(row["cpu_seconds"]),
+        }
+        for row in raw.to_dict("records")
+    ]
+    return ResultTable(
+        name="search",
+        title="How settings were chosen: each fold tries as many of each experiment's, and takes "
+        "the one that is best on its validation scans.",
+        raw=raw,
+        shown=_shown(shown),
+    )
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
 def class_table(
     metrics: pd.DataFrame, experiments: Sequence[str], classes: Sequence[str]
 ) -> ResultTable:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
 
-from scanbench import provenance, sources
+from scanbench import provenance, sources, tuning
 from scanbench.augment import Augmentation, augment
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
@@ -39,8 +39,24 @@ from scanbench.learning import (
     from_config,
     resolve_precision,
 )
-from scanbench.runs import AnswerTimes, build_model, operations, resolved_options, save_run
+from scanbench.runs import (
+    META,
+    WEIGHTS,
+    AnswerTimes,
+    build_model,
+    operations,
+    resolved_options,
+    save_run,
+)
 from scanbench.split_file import read_split
+from scanbench.start import (
+    Foundation,
+    check_alike,
+    check_unseen,
+    load_foundation,
+    take_over,
+    write_seen,
+)
 from scanbench.store import Store
 from scanbench.windows import WindowReader
 
@@ -78,14 +94,15 @@ class SampleEpochs:
         Gives the part's samples.
     steps
         Batches of an epoch; None: all. Where samples are shuffled, what is left out differs from
-        epoch to epoch.
+        epoch to epoch. If there are fewer, they are gone through again, in another order.
     shared
         Whether several processes divide each batch between them, or each gets all.
     """
 
     def __init__(self, reader: WindowReader, *, steps: int | None, shared: bool) -> None:
         self.reader, self.shared = reader, shared
-        self.steps = len(reader) if steps is None else steps
+        self.each = len(reader) if steps is None else training_steps(reader, None)
+        self.steps = self.each if steps is None else steps
 
     @classmethod
     def all_of(cls, reader: WindowReader) -> Iterator[Batch]:
@@ -101,7 +118,13 @@ class SampleEpochs:
         rank, world = 0, 1
         if self.shared and torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for batch in islice(self.reader.epoch(epoch), self.steps):
+        passes = -(-self.steps // self.each)
+        batches = (
+            batch
+            for k in range(passes)
+            for batch in islice(self.reader.epoch(epoch * passes + k), self.each)
+        )
+        for batch in islice(batches, self.steps):
             # Each process needs a sample: where there are too few, some are repeated.
             own = np.resize(np.arange(len(batch.x)), max(len(batch.x), world))[rank::world]
             whole = Batch(*map(torch.from_numpy, (batch.x, batch.n_lines, batch.label)))
@@ -227,6 +250,35 @@ class Classification(nn.Module):
         return figures
 
 
+def share_of(data: Store, scans: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return a share of scans, drawn by class: what a training on few labels knows.
+
+    A smaller share is part of every larger one of the same seed, and which scans are drawn does not
+    depend on the others of the part.
+
+    Parameters
+    ----------
+    data, scans
+        The store, and the positions of labelled scans in it.
+    fraction
+        Share of the scans of each class, rounded up: no class is lost.
+    seed
+        Of the draw.
+    """
+    if fraction == 1:
+        return scans
+    order = np.array(
+        [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in data.scan_id[scans]]
+    )
+    drawn = []
+    for label in np.unique(data.label[scans]):
+        own = np.flatnonzero(data.label[scans] == label)
+        # Rounding keeps 0.07 × 100, which is a little more than 7 in binary, from being 8.
+        wanted = math.ceil(round(fraction * len(own), 6))
+        drawn.append(own[np.argsort(order[own])][:wanted])
+    return scans[np.sort(np.concatenate(drawn))]
+
+
 def class_counts(reader: WindowReader, classes: int) -> np.ndarray:
     """Return how many samples of each class a part has [C]; a scan may give several, or none."""
     samples = np.repeat(reader.label[reader.scans], reader.index.counts)
@@ -295,9 +347,13 @@ def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.nda
 class Trained:
     """What came out of a training: history, best epoch (from 1), its weights, and how.
 
-    `cpu_seconds` are those of all processes that took part, also of those before a resume.
+    `count_C` and `weights_C` are the number and the weight in the loss of the training samples of
+    each class. `cpu_seconds` are those of all processes that took part, also of those before a
+    resume.
     """
 
+    count_C: np.ndarray
+    weights_C: np.ndarray
     rows: list[dict[str, float]]
     best_epoch: int
     weights: Mapping[str, Tensor]
@@ -306,11 +362,20 @@ class Trained:
     cpu_seconds: float
 
 
-def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
+def train(
+    spec: Mapping[str, Any],
+    store: Path,
+    split: Path,
+    out: Path,
+    start: Path | None = None,
+    *,
+    chosen: Path | None = None,
+) -> None:
     """Train one model on one fold with one seed, and write the run.
 
-    Writes `weights.safetensors`, `model.json`, `history.csv` and `train.json` into `out`. If the
-    process is killed, the same call goes on from the last epoch and ends with the same weights.
+    Writes `weights.safetensors`, `model.json`, `history.csv`, `seen.txt` and `train.json` into
+    `out`. If the process is killed, the same call goes on from the last epoch and ends with the
+    same weights.
 
     Parameters
     ----------
@@ -322,24 +387,38 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         The data set and its division. Test scans are never read.
     out
         Folder of the run.
+    start
+        Folder of a run to begin with the weights of; with 0 epochs they are taken as they are.
+    chosen
+        What `tuning.choose` wrote: its setting goes over that of `spec`.
 
     Raises
     ------
     UserError
-        If an input or a setting is wrong, or the loss is no longer finite.
+        If an input or a setting is wrong, the start does not fit or has seen a scan that this fold
+        tests, or the loss is no longer finite.
     """
     started = time.time()
+    found, search_cpu_seconds = tuning.read_chosen(chosen) if chosen else (None, 0.0)
+    if found:
+        spec = tuning.with_setting(spec, found["setting"])
     settings: Settings = from_config(Settings, spec["training"], "training")
     augmentation: Augmentation = from_config(Augmentation, spec["augmentation"], "augmentation")
     torch.set_num_threads(settings.num_threads)
     out = Path(out)
     with Store(store) as data:
         where = f"{split}: fold {spec['fold']}"
+        document = read_split(split, data)
         withheld = list(spec.get("withhold", ()))
         classes, label_N = trained_classes(data.classes, withheld, data.label)
+        if withheld and start is not None:
+            raise UserError(
+                f"experiments.{spec['name']}.start: what it starts from may have seen what it "
+                "withholds; leave out `start` or `withhold`"
+            )
         parts = {
             part: scans[label_N[scans] >= 0]
-            for part, scans in training_parts(data, split, spec["fold"]).items()
+            for part, scans in training_parts(data, split, document, spec["fold"]).items()
         }
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
@@ -354,63 +433,32 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             )
         except UserError as error:
             raise UserError(f"experiments.{spec['name']}.{error}") from None
-        times = AnswerTimes.of(model, lines)
-        readers = {
-            part: _reader(
-                data,
-                scans[data.n_lines[scans] >= times.fewest],
-                label_N,
-                spec,
-                settings,
-                shuffle=part == "train",
+        foundation = None
+        if start is not None:
+            foundation = load_foundation(start)
+            check_unseen(foundation, data, split, document, spec["fold"])
+            check_alike(foundation, _shape(spec, data, lines))
+            take_over(model, foundation, data.classes)
+        elif settings.frozen != "none":
+            raise UserError(
+                f"training.frozen: {settings.frozen} keeps what a start has learned, and there is "
+                "none; name one, or set it to none"
             )
-            for part, scans in parts.items()
-        }
-        for part, reader in readers.items():
-            if not len(reader.index):
-                raise UserError(
-                    f"{where}: no {part} scan is long enough for {spec['model']}, which first "
-                    f"answers after {times.fewest} lines; choose a smaller window"
-                )
-        count_C = class_counts(readers["train"], len(classes))
-        weights_C = class_weights(count_C, classes, where)
-        if not settings.class_weights:
-            weights_C = np.ones(len(classes))
-        validation_C = class_counts(readers["validation"], len(classes))
-        check_validation(validation_C, classes, settings, where)
-        task = Classification(times, weights_C, settings, augmentation)
-        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model)
-        if hasattr(model, "fit"):
-            trained = _fit_at_once(model, task, readers, weights_C, spec["seed"])
+        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model, foundation)
+        seen = np.array([], np.int64)
+        if settings.epochs == 0:
+            trained = _as_it_is(foundation, data.classes)
         else:
-            if hasattr(model, "initialise") and not (checkpoints / "last.ckpt").exists():
-                model.initialise(*_whole(readers["train"]), weights_C, spec["seed"])  # type: ignore[operator]
-            learner = Learner(
-                model,
-                task,
-                settings,
-                steps=training_steps(readers["train"], settings.max_scans),
-                seed=spec["seed"],
+            times = AnswerTimes.of(model, lines)
+            samples = _samples(data, parts, (classes, label_N), times, spec, settings, where)
+            task = Classification(times, samples.weights_C, settings, augmentation)
+            learned = _learned(
+                model, task, samples, spec, out, checkpoints, begun=foundation is not None
             )
-            journal = fit(
-                learner,
-                SampleEpochs(readers["train"], steps=learner.steps, shared=True),
-                SampleEpochs(readers["validation"], steps=None, shared=False),
-                title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
-                checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
-                tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
-            )
-            if not journal.writes:
+            if learned is None:
                 return
-            trained = Trained(
-                rows=journal.rows,
-                best_epoch=journal.best_epoch,
-                weights=journal.best_weights,
-                device=device_name(settings),
-                precision=resolve_precision(settings.precision, accelerator(settings)),
-                cpu_seconds=journal.cpu_seconds,
-            )
-        prior_C = count_C * weights_C / (count_C * weights_C).sum()
+            trained, seen = learned, samples.scans
+        prior_C = trained.count_C * trained.weights_C
         meta = {
             **{key: spec[key] for key in ("study", "name", "model", "normalisation", "window")},
             **{key: spec[key] for key in ("fold", "seed")},
@@ -427,14 +475,17 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
             "split_sha256": sha256_of(split),
             "classes": classes,
             **({"withheld": withheld} if withheld else {}),
-            "class_counts": count_C.tolist(),
-            "class_weights": weights_C.tolist(),
-            "prior": prior_C.tolist(),
+            "class_counts": trained.count_C.tolist(),
+            "class_weights": trained.weights_C.tolist(),
+            "prior": (prior_C / prior_C.sum()).tolist(),
+            "start": foundation and _told(foundation.run.meta),
             "best_epoch": trained.best_epoch,
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
             "operations": operations(model, lines, data.pixels),
+            "tuning": found,
         }
+        write_seen(out, data, seen, [foundation] if foundation else [])
     with (
         replacing(out / "history.csv") as path,
         path.open("w", encoding="utf-8", newline="") as file,
@@ -442,22 +493,182 @@ def train(spec: Mapping[str, Any], store: Path, split: Path, out: Path) -> None:
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained.rows)
-    inputs = {"store": store, "split": split}
-    write_json(
-        out / "train.json",
-        provenance.record(
-            spec,
-            inputs=inputs,
-            started=started,
-            seed=spec["seed"],
-            device=trained.device,
-            cpu_seconds=trained.cpu_seconds,
-        ),
+    inputs = {"store": store, "split": split} | ({"chosen": chosen} if chosen else {})
+    if start is not None:
+        inputs |= {"start_weights": start / WEIGHTS, "start_model": start / META}
+    record = provenance.record(
+        spec,
+        inputs=inputs,
+        started=started,
+        seed=spec["seed"],
+        device=trained.device,
+        cpu_seconds=trained.cpu_seconds,
     )
+    write_json(out / "train.json", {**record, "search_cpu_seconds": search_cpu_seconds})
     save_run(out, trained.weights, meta)
     shutil.rmtree(checkpoints, ignore_errors=True)
     with suppress(OSError):  # other runs may have theirs there
         checkpoints.parent.rmdir()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a model learns from.
+
+    Attributes
+    ----------
+    train, validation
+        The parts.
+    steps
+        Of an epoch.
+    count_C, weights_C
+        Training samples of each class, and the weight of each in the loss.
+    """
+
+    train: WindowReader
+    validation: WindowReader
+    steps: int
+    count_C: np.ndarray
+    weights_C: np.ndarray
+
+    @property
+    def scans(self) -> np.ndarray:
+        """Where in the store the scans of both parts stand."""
+        return np.concatenate([self.train.scans, self.validation.scans])
+
+
+def _samples(
+    data: Store,
+    parts: Mapping[str, np.ndarray],
+    labels: tuple[list[str], np.ndarray],
+    times: AnswerTimes,
+    spec: Mapping[str, Any],
+    settings: Settings,
+    where: str,
+) -> Samples:
+    """Return the samples of scans that are long enough, or of a share of these.
+
+    `labels`: the classes trained on, and that of each scan of the store, from `trained_classes`.
+    With a share of the labels an epoch has as many steps as with all of them: few labels shall not
+    mean few steps.
+    """
+    classes, label_N = labels
+    readers = {}
+    steps = 0
+    for part, scans in parts.items():
+        usable = scans[data.n_lines[scans] >= times.fewest]
+        reader = _reader(data, usable, label_N, spec, settings, shuffle=part == "train")
+        if not len(reader.index):
+            raise UserError(
+                f"{where}: no {part} scan is long enough for {spec['model']}, which first "
+                f"answers after {times.fewest} lines; choose a smaller window"
+            )
+        if part == "train":
+            steps = training_steps(reader, settings.max_scans)
+        if settings.fraction < 1:
+            few = share_of(data, usable, settings.fraction, spec["seed"])
+            reader = _reader(data, few, label_N, spec, settings, shuffle=part == "train")
+        readers[part] = reader
+    count_C = class_counts(readers["train"], len(classes))
+    weights_C = class_weights(count_C, classes, where)
+    if not settings.class_weights:
+        weights_C = np.ones(len(classes))
+    validation_C = class_counts(readers["validation"], len(classes))
+    check_validation(validation_C, classes, settings, where)
+    return Samples(**readers, steps=steps, count_C=count_C, weights_C=weights_C)
+
+
+def _learned(
+    model: nn.Module,
+    task: Classification,
+    samples: Samples,
+    spec: Mapping[str, Any],
+    out: Path,
+    checkpoints: Path,
+    *,
+    begun: bool,
+) -> Trained | None:
+    """Train a model; None in a process that is not to write.
+
+    `begun`: it has the weights of another run already.
+    """
+    settings = task.settings
+    if hasattr(model, "fit"):
+        if begun:
+            raise UserError(
+                f"experiments.{spec['name']}.start: {spec['model']} is fitted at once, which "
+                "forgets how it began; set training.epochs to 0 to take the start as it is"
+            )
+        return _fit_at_once(model, task, samples, spec["seed"])
+    fresh = not begun and not (checkpoints / "last.ckpt").exists()
+    if fresh and hasattr(model, "initialise"):
+        model.initialise(*_whole(samples.train), samples.weights_C, spec["seed"])  # type: ignore[operator]
+    learner = Learner(model, task, settings, steps=samples.steps, seed=spec["seed"])
+    journal = fit(
+        learner,
+        SampleEpochs(samples.train, steps=samples.steps, shared=True),
+        SampleEpochs(samples.validation, steps=None, shared=False),
+        title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
+        checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
+        tensorboard=out.parent / "tensorboard" / out.name if settings.tensorboard else None,
+    )
+    if not journal.writes:
+        return None
+    return Trained(
+        count_C=samples.count_C,
+        weights_C=samples.weights_C,
+        rows=journal.rows,
+        best_epoch=journal.best_epoch,
+        weights=journal.best_weights,
+        device=device_name(settings),
+        precision=resolve_precision(settings.precision, accelerator(settings)),
+        cpu_seconds=journal.cpu_seconds,
+    )
+
+
+def _as_it_is(foundation: Foundation | None, classes: list[str]) -> Trained:
+    """Return the start without any training: no label of the data has a part in it.
+
+    Raises
+    ------
+    UserError
+        If there is no start, or its classes are others, so that its answers mean nothing here.
+    """
+    if foundation is None:
+        raise UserError("training.epochs: 0 takes a start as it is; name one, or give more epochs")
+    run = foundation.run
+    if run.classes != classes:
+        raise UserError(
+            f"{foundation.folder}: has classes {', '.join(run.classes)}, not "
+            f"{', '.join(classes)}; train for at least 1 epoch, or start from a run that has them"
+        )
+    return Trained(
+        count_C=np.array(run.meta["class_counts"]),
+        weights_C=np.array(run.meta["class_weights"]),
+        rows=[],
+        best_epoch=0,
+        weights=run.model.state_dict(),
+        device=provenance.processor(),
+        precision=run.meta["precision"],
+        cpu_seconds=time.process_time(),
+    )
+
+
+def _shape(spec: Mapping[str, Any], data: Store, lines: int) -> dict[str, Any]:
+    """Return what `model.json` of a run must hold for its weights to fit."""
+    shape = {
+        **{key: spec[key] for key in ("study", "model", "normalisation")},
+        "options": resolved_options(spec["study"], spec["model"], spec["options"]),
+        "lines": lines,
+        "pixels": data.pixels,
+    }
+    # Every other normalisation takes the unit out.
+    return shape | ({"unit": data.unit} if spec["normalisation"] == "none" else {})
+
+
+def _told(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run tells about the one that it started from."""
+    return {key: meta[key] for key in ("name", "fold", "seed", "store_sha256", "weights_sha256")}
 
 
 def fitted_numbers(model: nn.Module) -> int:
@@ -467,15 +678,17 @@ def fitted_numbers(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in fitted)
 
 
-def training_parts(data: Store, split: str | Path, fold: int) -> dict[str, np.ndarray]:
+def training_parts(
+    data: Store, split: str | Path, document: Mapping[str, Any], fold: int
+) -> dict[str, np.ndarray]:
     """Return where the scans of the training and validation parts stand in the store.
 
     Raises
     ------
     UserError
-        If the split is damaged, of another store, or has no such fold.
+        If the split has no such fold, or a part of it is empty.
     """
-    folds = read_split(split, data)["folds"]
+    folds = document["folds"]
     if not 0 <= fold < len(folds):
         raise UserError(f"{split}: there is no fold {fold}, the folds are 0 to {len(folds) - 1}")
     test = set(folds[fold]["test"])
@@ -541,10 +754,18 @@ def _reader(
     )
 
 
-def _key(spec: Mapping[str, Any], data: Store, split: str | Path, model: nn.Module) -> str:
+def _key(
+    spec: Mapping[str, Any],
+    data: Store,
+    split: str | Path,
+    model: nn.Module,
+    foundation: Foundation | None,
+) -> str:
     """Return a name for all that the weights depend on: no other run's state is taken up."""
     files = sources.closure(__name__, type(model).__module__)
     parts = [canonical_json(spec), data.sha256, sha256_of(split), torch.__version__]
+    if foundation is not None:
+        parts.append(foundation.run.meta["weights_sha256"])
     parts += map(sha256_of, files)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -559,8 +780,7 @@ def _whole(reader: WindowReader) -> tuple[np.ndarray, ...]:
 def _fit_at_once(
     model: nn.Module,
     task: Classification,
-    readers: Mapping[str, WindowReader],
-    weights_C: np.ndarray,
+    samples: Samples,
     seed: int,
 ) -> Trained:
     """Fit a model that is not trained by gradient descent; its history has one row.
@@ -568,16 +788,18 @@ def _fit_at_once(
     Its training figures are of as many batches as the validation part has, drawn at random.
     """
     started = time.perf_counter()
-    model.fit(*_whole(readers["train"]), weights_C, seed)  # type: ignore[operator]
+    model.fit(*_whole(samples.train), samples.weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():
-        for stage, part in (("train", "train"), ("val", "validation")):
-            for batch in islice(SampleEpochs.all_of(readers[part]), len(readers["validation"])):
+        for stage, reader in (("train", samples.train), ("val", samples.validation)):
+            for batch in islice(SampleEpochs.all_of(reader), len(samples.validation)):
                 task.step(model, batch, stage)
             row |= {f"{stage}_{key}": value for key, value in task.figures(stage).items()}
     row["seconds"] = round(time.perf_counter() - started, 3)
     return Trained(
+        count_C=samples.count_C,
+        weights_C=samples.weights_C,
         rows=[row],
         best_epoch=1,
         weights=model.state_dict(),

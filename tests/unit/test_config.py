@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,15 @@ def layers(overlay: str) -> list[str]:
     return sorted({below, overlay} if (ROOT / "config" / below).is_file() else {overlay}, key=len)
 
 
+def test_an_ensemble_of_other_samples_is_refused_where_it_is_compared() -> None:
+    config = copy.deepcopy(CONFIG)
+    config["ensembles"]["both"] = ["vit", "causal-w20"]
+    resolve(config, SCHEMA)
+    config["comparisons"]["architectures"]["experiments"].append("both")
+    with pytest.raises(UserError, match=r"ensembles.both: 'causal-w20' and 'vit' have other win"):
+        resolve(config, SCHEMA)
+
+
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_resolves_with_the_configuration(overlay: str) -> None:
     config = with_overlays(*layers(overlay))
@@ -268,7 +278,7 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             "random",
             "config: datasets.h-si100.labels.ties",
         ),
-        (("training", "epochs"), 0, "config: training.epochs: 0 is less than the minimum"),
+        (("training", "epochs"), -1, "config: training.epochs: -1 is less than the minimum"),
         (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
         (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),
@@ -304,7 +314,7 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
         (
             ("side_by_side", "simulated"),
             {"title": "x", "comparisons": ["leakage-sessions", "leakage-random"]},
-            "config: side_by_side.simulated: stands in comparisons too; give it another name",
+            "config: side_by_side.simulated: one of comparisons has this name; give it another",
         ),
         (
             ("comparisons", "simulated", "experiments"),
@@ -345,7 +355,87 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             "config: explanations.moved-lines.folds: 5 is not of comparison 'architectures'; it "
             "has 0, 1, 2, 3, 4",
         ),
+        (
+            ("experiments", "vit-no-defect", "start"),
+            {"experiment": "vit", "dataset": "simulated"},
+            "'vit-no-defect' starts from a run that may have seen defect; leave out `start` or",
+        ),
         (("explanations", "moved-lines", "fill"), "ones", "config: explanations.moved-lines.fill"),
+        (
+            ("ensembles", "both"),
+            ["vit", "cnn-scn"],
+            "config: ensembles.both: no experiment 'cnn-scn'; did you mean 'cnn-scan'?",
+        ),
+        (
+            ("ensembles", "vit"),
+            ["cnn-scan", "causal-full"],
+            "config: ensembles.vit: an experiment has this name; give it another",
+        ),
+        (("ensembles", "both"), ["vit"], "config: ensembles.both"),
+        (
+            ("experiments", "vit", "start"),
+            {"experiment": "vit-2"},
+            "config: experiments.vit.start.experiment: no experiment 'vit-2'; did you mean 'vit",
+        ),
+        (
+            ("experiments", "vit", "start"),
+            {"experiment": "vit", "dataset": "simulated"},
+            "config: experiments.vit.start: a circle (vit → vit); let one of them stand on its own",
+        ),
+        (
+            ("experiments", "vit", "start"),
+            {"experiment": "vit-simulation", "dataset": "simulated"},
+            "start: a circle (vit → vit-simulation → vit)",
+        ),
+        (
+            ("experiments", "cnn-tuned", "start"),
+            {"experiment": "cnn-scan", "dataset": "simulatd"},
+            "config: experiments.cnn-tuned.start.dataset: no dataset 'simulatd'; did you mean",
+        ),
+        (
+            ("experiments", "cnn-tuned", "start"),
+            {"experiment": "cnn-scan", "dataset": "simulated", "split": "session"},
+            "config: experiments.cnn-tuned.start.split: no split 'session'; did you mean",
+        ),
+        (
+            ("experiments", "cnn-tuned", "start"),
+            {"experiment": "cnn-scan", "dataset": "simulated", "fold": 5},
+            "start.fold: 5 is no fold of split 'sessions', whose folds are 0 to 4",
+        ),
+        (
+            ("experiments", "cnn-tuned", "start"),
+            {"experiment": "cnn-scan", "dataset": "h-si100", "fold": 0},
+            "config: experiments.cnn-tuned-0.01.start: that run is trained on 'h-si100' in split "
+            "'sessions', fold 0, and may have seen what split 'sessions', fold 1 tests",
+        ),
+        (
+            ("experiments", "cnn-scan", "start"),
+            {"experiment": "vit", "dataset": "h-si100", "split": "random"},
+            "in split 'random', fold 0, and may have seen what split 'sessions', fold 0 tests",
+        ),
+        (("experiments", "vit", "training"), {"epochs": 0}, "training.epochs: 0 rests on a start"),
+        (
+            ("experiments", "vit", "training"),
+            {"frozen": "backbone"},
+            "config: experiments.vit.training.frozen: backbone rests on a start, and there is none",
+        ),
+        (("training", "fraction"), 0, "config: training.fraction: 0"),
+        (("training", "fraction"), 1.5, "config: training.fraction: 1.5 is greater than"),
+        (
+            ("curves", "labels", "comparison"),
+            "label-eficiency",
+            "config: curves.labels.comparison: no comparison 'label-eficiency'; did you mean",
+        ),
+        (
+            ("curves", "labels", "comparison"),
+            "architectures",
+            "config: curves.labels.comparison: 'architectures' has no baseline to reach",
+        ),
+        (
+            ("curves", "leakage"),
+            CONFIG["curves"]["labels"],
+            "config: curves.leakage: one of side_by_side has this name; give it another",
+        ),
         (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),
         (
@@ -436,3 +526,113 @@ def test_an_explanation_has_the_folds_and_seeds_of_its_comparison_unless_it_name
     other = resolve(other, SCHEMA)
     assert plan.attribute_spec(other, "moved-lines") == plan.attribute_spec(config, "moved-lines")
     assert plan.explain_spec(other, "moved-lines") != plan.explain_spec(config, "moved-lines")
+
+
+def on_simulated(experiment: str) -> dict[str, str]:
+    """Return a start from a run on simulated scans."""
+    return {"experiment": experiment, "dataset": "simulated"}
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    """Return the configuration with targets that start from simulation, changed by section."""
+    config = copy.deepcopy(CONFIG)
+    config["targets"] = ["sim-to-real", "labels"]
+    for section, items in changes.items():
+        for name, change in items.items():
+            config[section][name] = {**config[section].get(name, {}), **change}
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"experiments": {"cnn-simulation": {"options": {"dropout": 0.1}}}},
+            "config: experiments.cnn-simulation.start: 'cnn-simulation' has options.dropout 0.1, "
+            "but 'cnn-scan' on 'simulated' has 0.3; make them equal",
+        ),
+        (
+            {"experiments": {"cnn-simulation": {"start": on_simulated("vit")}}},
+            "'cnn-simulation' has model 'cnn-scan', but 'vit' on 'simulated' has 'vit'",
+        ),
+        (
+            {"experiments": {"cnn-simulation": {"normalisation": "scan"}}},
+            "has normalisation 'scan', but 'cnn-scan' on 'simulated' has 'line'",
+        ),
+        (
+            {"datasets": {"simulated": {"store": {"lines": 64, "pixels": 128}}}},
+            "has lines 128, but 'features' on 'simulated' has 64",
+        ),
+        (
+            {"curves": {"labels": {"x": "training.fractio"}}},
+            "config: curves.labels.series.from scratch: 'cnn-scan-0.01' has no number under "
+            "'training.fractio'",
+        ),
+        (
+            {"curves": {"labels": {"series": {"a": ["cnn-scan", "cnn-scan-0.05"]}}}},
+            "curves.labels.series.a: training.fraction does not rise at 'cnn-scan-0.05'",
+        ),
+        (
+            {"curves": {"labels": {"series": {"a": ["vit", "cnn-scan"]}}}},
+            "curves.labels.series.a: 'vit' is no experiment of 'label-efficiency'",
+        ),
+        (
+            {"curves": {"labels": {"x": "training.label_smoothing"}}},
+            "from scratch: 0 has no place on a logarithmic axis; set scale: linear",
+        ),
+    ],
+)
+def test_a_start_or_a_curve_that_does_not_fit_is_one_line(changes: dict, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(asked(**changes), SCHEMA)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_search_changes_no_options_of_what_starts_and_tries_nothing_where_nothing_learns() -> (
+    None
+):
+    search: dict[str, list[float]] = {"training.learning_rate": [1.0e-3, 1.0e-4]}
+    config = asked(experiments={"cnn-scan": {"search": search}})
+    config |= {"targets": ["labels"], "tuning": {"trials": 2}}
+    resolved = resolve(config, SCHEMA)
+    run = {"dataset": "h-si100", "split": "sessions", "fold": 0, "seed": 0}
+    assert len(plan.settings(resolved, {**run, "experiment": "cnn-tuned"})) == 2
+    assert plan.settings(resolved, {**run, "experiment": "cnn-simulation"}) == []
+    search["options.dropout"] = [0.1, 0.3]
+    with pytest.raises(
+        UserError, match=r"search: 'cnn-tuned-0\.01' starts from 'cnn-scan' and must"
+    ):
+        resolve(config, SCHEMA)
+
+
+def test_a_chain_of_starts_must_not_come_by_another_fold_of_what_is_tested() -> None:
+    """Through simulated scans, a run would begin with what a test scan of its own has taught."""
+    chain = {
+        "between": {"base": "cnn-scan", "start": {"experiment": "cnn-scan", "dataset": "h-si100"}},
+        "cnn-tuned": {"start": {"experiment": "between", "dataset": "simulated"}},
+    }
+    with pytest.raises(UserError, match=r"experiments\.between\.start: .* fold 1 tests"):
+        resolve(asked(experiments=chain), SCHEMA)
+
+
+def test_a_run_rests_on_one_of_its_seed_and_on_its_own_data_of_its_fold() -> None:
+    config = resolve(
+        asked(
+            experiments={
+                "again": {"base": "cnn-scan", "start": {"experiment": "cnn-scan"}},
+                "tuned": {"base": "cnn-scan", "start": {**on_simulated("again"), "fold": 2}},
+            }
+        ),
+        SCHEMA,
+    )
+    run = {"dataset": "h-si100", "split": "random", "fold": "3", "seed": "1"}
+    own = {**run, "experiment": "cnn-scan", "fold": 3, "seed": 1}
+    assert plan.below(config, {**run, "experiment": "again"}) == [own]
+    there = {"dataset": "simulated", "split": "sessions", "fold": 2, "seed": 1}
+    assert plan.below(config, {**run, "experiment": "tuned"}) == [
+        {**there, "experiment": "again"},
+        {**there, "experiment": "cnn-scan"},
+    ]
+    assert plan.rests_on(config, {**run, "experiment": "cnn-scan"}) == {}
+    assert json.loads(plan.train_spec(config, {**run, "experiment": "again"}))["start"] == own

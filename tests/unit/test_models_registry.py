@@ -154,6 +154,23 @@ def test_every_parameter_is_there_from_the_start_and_gets_a_gradient(name: str) 
 
 
 @every_model
+def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
+    if hasattr(small(name), "fit"):
+        return
+    options = spec(name)["options"] | ({"outputs": 0} if name == "vit-prefix" else {})
+    few, more = (
+        {
+            key: value.shape
+            for key, value in build(name, options, LINES, PIXELS, n).state_dict().items()
+        }
+        for n in (C, C + 1)
+    )
+    differing = {key for key in few if few[key] != more[key]}
+    assert set(few) == set(more)
+    assert differing == {key for key in few if key.startswith("head.")} != set()
+
+
+@every_model
 def test_weights_survive_safetensors_bit_by_bit(name: str) -> None:
     model = small(name)
     raw = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})

@@ -21,6 +21,17 @@ def test_every_overlay_plans(project: Project, overlay: str) -> None:
     assert "train" in done.stdout + done.stderr
 
 
+def test_tuning_plans_as_many_trials_for_every_experiment(project: Project) -> None:
+    done = project.run(
+        *("snakemake", "--dry-run", "--quiet", "rules"),
+        *("--configfile", "config.yaml", "config/tuned.yaml"),
+    )
+    counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    tuned, folds, trials = 6, 5, 8  # majority and vit-prefix have nothing to tune
+    assert counts["choose"] == str(tuned * folds)
+    assert counts["trial"] == str(tuned * folds * trials)
+
+
 def layers(overlay: str) -> list[str]:
     """Give the overlays that one needs: that of a small size rests on the one of full size."""
     below = overlay.replace("-small.yaml", ".yaml")

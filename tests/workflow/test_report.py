@@ -19,8 +19,8 @@ RULES = ("simulate", "ingest", "convert", "split", "train", "predict", "evaluate
 FIGURES = sorted(
     path.stem
     for path in (ROOT / "workflow/report").glob("*.rst")
-    # The tiny study has one protocol only, so none stand side by side.
-    if path.stem not in ("workflow", "main", "summary", "protocols")
+    # The tiny study has one protocol only, so none stand side by side, and asks for no curves.
+    if path.stem not in ("workflow", "main", "summary", "protocols", "curves")
 )
 #: What Snakemake's own page says of its own libraries.
 KNOWN = ("cdn.tailwindcss.com should not be used in production", "The input spec uses Vega-Lite")

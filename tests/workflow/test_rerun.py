@@ -22,6 +22,8 @@ def runs(*experiments: str, seed: int = 0) -> set[Job]:
     return {(rule, RUN.format(name, seed)) for rule in ("train", "predict") for name in experiments}
 
 
+SEARCHED = "dataset=simulated, split=sessions, experiment=lrcn-w20, fold=0"
+SEARCH = {("trial", f"{SEARCHED}, trial=0"), ("choose", SEARCHED)}
 EVERYTHING_AFTER_SPLIT = runs(*EXPERIMENTS) | SCORES | RENDER
 
 CHANGES = {
@@ -60,6 +62,22 @@ CHANGES = {
     "experiment removed": (
         {"comparisons": {"simulated": {"experiments": ["majority", "features"]}}},
         SCORES | RENDER,
+    ),
+    "search": (
+        {
+            "tuning": {"trials": 1},
+            "experiments": {
+                "majority": {"search": {}},
+                "features": {"search": {}},
+                "causal-full": {"search": {}},
+                "lrcn-w20": {"search": {"training.learning_rate": [1.0e-3, 1.0e-4]}},
+            },
+        },
+        SEARCH | runs("lrcn-w20") | SCORES | RENDER,
+    ),
+    "search that nobody asked for": (
+        {"experiments": {"lrcn-w20": {"search": {"options.hidden": [8, 16]}}}},
+        set(),
     ),
     "another data set": ({"datasets": {"h-si100": {"path": "/elsewhere"}}}, set()),
     "number written as whole": ({"training": {"gradient_clip": 1}}, set()),

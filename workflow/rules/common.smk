@@ -99,6 +99,66 @@ def of_run(name, below="results"):
     return f"{below}/{plan.RUN}/{name}"
 
 
+def of_search(name, below="results"):
+    """Give the pattern of a file in the folder where a fold chooses a setting."""
+    return f"{below}/{plan.TUNING}/{name}"
+
+
+def trial_folders(wildcards):
+    """List the folders of the settings that a fold tries for an experiment."""
+    return [
+        of_search(f"trial{number}").format(**wildcards)
+        for number in range(len(plan.settings(config, wildcards)))
+    ]
+
+
+def of_trial(wildcards):
+    """Give the run that a trial stands for."""
+    return {**wildcards, "seed": config["tuning"]["seed"]}
+
+
+def trials(wildcards):
+    """List the records of the settings that a fold tries for an experiment."""
+    return [
+        f"{folder}/{name}"
+        for folder in trial_folders(wildcards)
+        for name in ("history.csv", "train.json")
+    ]
+
+
+def chosen(wildcards):
+    """Give the setting that a search found, with its record, where there is a search."""
+    if plan.settings(config, wildcards):
+        return [
+            of_search(name).format(**wildcards)
+            for name in ("chosen.json", "choose.json")
+        ]
+    return []
+
+
+def chosen_option(wildcards):
+    """Give the option that names the setting to train with, if there is one."""
+    return [part for path in chosen(wildcards)[:1] for part in ("--chosen", path)]
+
+
+def foundations(run):
+    """List the files of the runs that a run rests on."""
+    return [
+        f"results/{plan.RUN.format(**below)}/{name}"
+        for below in plan.rests_on(config, run).values()
+        for name in ("weights.safetensors", "model.json", "seen.txt")
+    ]
+
+
+def foundation_options(run):
+    """Give the options that name the folders of the runs that a run rests on."""
+    return [
+        part
+        for role, below in plan.rests_on(config, run).items()
+        for part in (f"--{role}", f"results/{plan.RUN.format(**below)}")
+    ]
+
+
 def predictions(wildcards):
     """List the prediction tables that a comparison needs."""
     return [
@@ -133,9 +193,21 @@ def histories(wildcards):
     """List the training records that a comparison shows."""
     return [
         f"results/{plan.RUN.format(**run)}/{name}"
-        for run in plan.runs(config, wildcards.comparison)
-        for name in ("history.csv", "model.json", "train.json")
+        for run in plan.trained(config, wildcards.comparison)
+        for name in ("history.csv", "model.json", "train.json", "predict.json")
     ]
+
+
+def members(name):
+    """Give a function that lists one file of the run of each member of an ensemble."""
+
+    def listed(wildcards):
+        return [
+            of_run(name).format(**{**wildcards, "experiment": member})
+            for member in plan.members(config, wildcards.experiment)
+        ]
+
+    return listed
 
 
 def split_store(wildcards):
@@ -220,6 +292,12 @@ def anomaly_split(wildcards):
     return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
 
 
+def curves_scores(wildcards):
+    """Give the scores of the comparison that curves are drawn of."""
+    comparison = config["curves"][wildcards.name]["comparison"]
+    return f"results/comparisons/{comparison}/scores"
+
+
 def targets(_):
     """List the pages of the targets; where there is no page, their figure."""
     pages = [
@@ -227,6 +305,7 @@ def targets(_):
     ]
     figures = {
         "side_by_side": "results/side-by-side/{}/protocols.svg",
+        "curves": "results/curves/{}/curves.svg",
         "explanations": "results/explanations/{}/checks.svg",
         "anomalies": "results/anomalies/{}/anomaly.svg",
     }
@@ -240,7 +319,11 @@ def targets(_):
 
 def datasets_from(source):
     """Give a pattern for the data sets that come from `source`; it matches nothing if none do."""
-    names = [
+    return one_of(
         name for name, item in config["datasets"].items() if item["source"] == source
-    ]
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+    )
+
+
+def one_of(names):
+    """Give a pattern for these names; it matches nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"

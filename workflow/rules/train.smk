@@ -5,17 +5,22 @@ rule train:
     input:
         store=split_store,
         split="results/data/{dataset}/splits/{split}.json",
+        foundations=foundations,
         code=code("scanbench.training"),
         model_code=model_code,
+        chosen=chosen,
     output:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         history=of_run("history.csv"),
+        seen=of_run("seen.txt"),
         provenance=of_run("train.json"),
     log:
         of_run("train.log", below="results/logs"),
     benchmark:
         of_run("train.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        experiment=one_of(config["experiments"]),
     conda:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: plan.threads(config, wildcards)
@@ -23,6 +28,8 @@ rule train:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     params:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
+        chosen=chosen_option,
+        foundations=foundation_options,
     shell:
-        "scanbench train --spec {params.spec:q} {input.store:q} {input.split:q} {output.weights:q}"
-        " 2>&1 | tee -i {log:q}"
+        "scanbench train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
+        " {input.store:q} {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"
