@@ -22,6 +22,8 @@ wildcard_constraints:
     split="[^/]+",
     experiment="[^/]+",
     comparison="[^/]+",
+    explanation="[^/]+",
+    anomaly="[^/]+",
     name="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
@@ -48,4 +50,6 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/protocols.smk"
+include: "workflow/rules/explain.smk"
+include: "workflow/rules/anomaly.smk"
 include: "workflow/rules/curves.smk"

@@ -27,9 +27,9 @@ Arguments = argparse.Namespace
 STUDIES = ("tipstate",)
 
 
-def _of_study(args: Arguments, stage: str) -> Callable[..., Any]:
-    """Give the function of a stage that each study has for itself."""
-    return getattr(importlib.import_module(f"scanbench.{args.study}.{stage}"), stage)
+def _of_study(args: Arguments, module: str, stage: str | None = None) -> Callable[..., Any]:
+    """Give the function of a stage that each study has for itself; by default its module's name."""
+    return getattr(importlib.import_module(f"scanbench.{args.study}.{module}"), stage or module)
 
 
 def simulate(args: Arguments) -> None:
@@ -156,6 +156,38 @@ def protocols(args: Arguments) -> None:
     names = [side["comparison"] for side in args.spec["comparisons"]]
     folders = {name: args.results / "comparisons" / name / "scores" for name in names}
     side_by_side(args.spec, folders, args.out)
+
+
+def attribute(args: Arguments) -> None:
+    """Attribute a run's answers about held-out scans to their lines."""
+    _of_study(args, "explanation", "attribute")(
+        args.spec, args.store, args.split, args.weights.parent, args.out
+    )
+
+
+def explain(args: Arguments) -> None:
+    """Put the attributions of an explanation's runs together: what they say and are worth."""
+    folders = {
+        experiment: [
+            args.attributions / experiment / f"fold{fold}-seed{seed}"
+            for fold in args.spec["folds"]
+            for seed in args.spec["seeds"]
+        ]
+        for experiment in args.spec["experiments"]
+    }
+    _of_study(args, "explanation", "explain")(args.spec, folders, args.store, args.scans, args.out)
+
+
+def anomaly_scores(args: Arguments) -> None:
+    """Score how strange held-out scans are to a run from whose training classes were withheld."""
+    _of_study(args, "anomaly", "anomaly_scores")(
+        args.store, args.split, args.weights.parent, args.out
+    )
+
+
+def anomaly(args: Arguments) -> None:
+    """Compare scores of strangeness: how well they tell withheld kinds of scans from known ones."""
+    _of_study(args, "anomaly")(args.spec, _runs(args), args.store, args.split, args.out)
 
 
 def curves(args: Arguments) -> None:
@@ -390,7 +422,39 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
-    for sub in (scored, compared, drawn, beside):
+    attributed = command(
+        "attribute",
+        attribute,
+        {
+            **trained_on,
+            "weights": "weights.safetensors of a run, from train",
+            "out": "folder of attributions to write",
+        },
+    )
+    explained = command(
+        "explain",
+        explain,
+        {
+            "attributions": "folder with EXPERIMENT/foldN-seedN, from attribute",
+            "scans": "scans folder, from ingest",
+            "store": trained_on["store"],
+            "out": "folder to write tables and figures into",
+        },
+    )
+    strange = command(
+        "anomaly-scores",
+        anomaly_scores,
+        {
+            **trained_on,
+            "weights": "weights.safetensors of a run with withheld classes, from train",
+            "out": "table of scores to write (Parquet)",
+        },
+        spec=False,
+    )
+    flagged = command(
+        "anomaly", anomaly, {**trained_on, "out": "folder to write tables and figures into"}
+    )
+    for sub in (scored, compared, drawn, beside, flagged):
         sub.add_argument(
             "--results",
             type=Path,
@@ -452,7 +516,10 @@ def parser() -> argparse.ArgumentParser:
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, compared, applied, watched, replayed):
+    for sub in (
+        *(simulated, fetched, read, compared, applied, watched, replayed),
+        *(attributed, explained, strange, flagged),
+    ):
         sub.add_argument(
             "--study",
             choices=STUDIES,

@@ -9,7 +9,7 @@ Shape suffixes: S seeds, N rows, C classes, K units (groups), B resamples or swa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,13 +84,37 @@ def draw_resamples(
         ]
         return np.any(np.equal(pairs_CB, 0), axis=0)
 
-    rng = np.random.default_rng([seed, 0])
     assert not lacks(np.ones((1, units))), "every class must stand beside another in some fold"
+    return draw_groups(units=units, seeds=seeds, count=count, seed=seed, refused=lacks)
+
+
+def draw_groups(
+    *,
+    units: int,
+    seeds: int,
+    count: int,
+    seed: int,
+    refused: Callable[[Floats], NDArray[np.bool_]] | None = None,
+) -> Resamples:
+    """Draw groups and seeds with replacement, each as many as there are.
+
+    Parameters
+    ----------
+    units, seeds
+        K and S.
+    count
+        Number of resamples, B.
+    seed
+        Of the random numbers.
+    refused
+        Tells of weights of the units [B, K] which samples are drawn again; None: none.
+    """
+    rng = np.random.default_rng([seed, 0])
     unit_BK = np.zeros((count, units))
     redraw_B = np.ones(count, dtype=bool)
     while redraw_B.any():
         unit_BK[redraw_B] = rng.multinomial(units, np.full(units, 1 / units), redraw_B.sum())
-        redraw_B = lacks(unit_BK)
+        redraw_B = refused(unit_BK) if refused is not None else np.zeros(count, dtype=bool)
     seed_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), count).astype(np.float64)
     return Resamples(unit_BK=unit_BK, seed_BS=seed_BS)
 

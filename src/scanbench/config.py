@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -56,6 +56,8 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     _check_references(filled)
     _check_curves(filled)
     _check_starts(filled)
+    _check_explanations(filled)
+    _check_anomalies(filled)
     return filled
 
 
@@ -253,23 +255,14 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
-    known = {**config["comparisons"], **config["side_by_side"], **config["curves"]}
-    for target in config["targets"]:
-        if target not in known:
-            hint = did_you_mean(target, known)
-            raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+    _check_targets(config)
     for name, members in config["ensembles"].items():
         _check_members(config, name, members)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
     wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
-        for key, table in (("dataset", "datasets"), ("split", "splits")):
-            if comparison[key] not in config[table]:
-                hint = did_you_mean(comparison[key], config[table])
-                raise UserError(
-                    f"config: comparisons.{name}.{key}: no {key} {comparison[key]!r}; {hint}"
-                )
+        _check_data(config, comparison, f"config: comparisons.{name}")
         baseline = comparison["baseline"]
         if baseline is not None and baseline not in comparison["experiments"]:
             hint = did_you_mean(baseline, comparison["experiments"])
@@ -278,18 +271,138 @@ def _check_references(config: Config) -> None:
                 f"{hint}"
             )
         for experiment in comparison["experiments"]:
-            if experiment not in {**config["experiments"], **config["ensembles"]}:
-                hint = did_you_mean(experiment, {**config["experiments"], **config["ensembles"]})
-                raise UserError(
-                    f"config: comparisons.{name}.experiments: no experiment {experiment!r}; {hint}"
-                )
+            known = {**config["experiments"], **config["ensembles"]}
+            where = f"config: comparisons.{name}.experiments"
+            if experiment not in known:
+                hint = did_you_mean(experiment, known)
+                raise UserError(f"{where}: no experiment {experiment!r}; {hint}")
+            for member in plan.members(config, experiment):
+                if config["experiments"][member]["withhold"]:
+                    raise UserError(
+                        f"{where}: {member!r} withholds classes, so it cannot be scored beside "
+                        "experiments that name them; compare it in `anomalies`"
+                    )
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
                 _check_samples(config, experiment)
                 for member in plan.members(config, experiment):
-                    _check_window(config, name, member)
+                    _check_window(config, comparison["dataset"], member)
         if name in wanted and config["tuning"]["trials"]:
             _check_effort(config, name)
+
+
+def _check_targets(config: Config) -> None:
+    """Check that the targets exist, and that a name says which table it stands in."""
+    tables = ("comparisons", "side_by_side", "curves", "explanations", "anomalies")
+    known: dict[str, str] = {}
+    for table in tables:
+        for name in config[table]:
+            if name in known:
+                raise UserError(
+                    f"config: {table}.{name}: one of {known[name]} has this name; give it another"
+                )
+            known[name] = table
+    for target in config["targets"]:
+        if target not in known:
+            hint = did_you_mean(target, known)
+            raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+
+
+def _check_data(config: Config, wanted: Config, where: str) -> None:
+    """Check that the data set and the split that something names exist."""
+    for key, table in (("dataset", "datasets"), ("split", "splits")):
+        if wanted[key] not in config[table]:
+            hint = did_you_mean(wanted[key], config[table])
+            raise UserError(f"{where}.{key}: no {key} {wanted[key]!r}; {hint}")
+
+
+def _experiment(config: Config, name: str, where: str) -> Config:
+    if name not in config["experiments"]:
+        hint = did_you_mean(name, config["experiments"])
+        raise UserError(f"{where}: no experiment {name!r}; {hint}")
+    return config["experiments"][name]
+
+
+def _check_held_out(config: Config, split: str, where: str) -> None:
+    """Refuse a split that has scans of one group in training and in test."""
+    scheme = config["splits"][split]["scheme"]
+    if not plan.holds_groups_out(config, split):
+        raise UserError(
+            f"{where}: scheme {scheme!r} of split {split!r} has scans of one group on both sides; "
+            "take one that holds whole groups out (kfold, fixed)"
+        )
+
+
+def _targeted(config: Config, table: str) -> Iterator[tuple[str, Config]]:
+    """Give the entries of a table that are targets: overlays may change what others rest on."""
+    for name in config["targets"]:
+        if name in config[table]:
+            yield f"config: {table}.{name}", config[table][name]
+
+
+def _check_explanations(config: Config) -> None:
+    for where, wanted in _targeted(config, "explanations"):
+        if wanted["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(wanted["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {wanted['comparison']!r}; {hint}")
+        comparison = config["comparisons"][wanted["comparison"]]
+        _check_held_out(config, comparison["split"], f"{where}.comparison")
+        folds = plan.folds(config["splits"][comparison["split"]])
+        for experiment in wanted["experiments"]:
+            if experiment in config["ensembles"]:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} is an ensemble; explain its members"
+                )
+            if experiment in comparison["experiments"]:
+                _check_window(config, comparison["dataset"], experiment)
+        for key, known in (
+            ("experiments", comparison["experiments"]),
+            ("seeds", comparison["seeds"]),
+            ("folds", folds),
+        ):
+            for value in wanted[key] or ():
+                if value not in known:
+                    raise UserError(
+                        f"{where}.{key}: {value!r} is not of comparison {wanted['comparison']!r}; "
+                        f"it has {', '.join(map(str, known))}"
+                    )
+
+
+def _check_anomalies(config: Config) -> None:
+    for where, wanted in _targeted(config, "anomalies"):
+        _check_data(config, wanted, where)
+        _check_held_out(config, wanted["split"], f"{where}.split")
+        first = _experiment(config, wanted["experiments"][0], f"{where}.experiments")["withhold"]
+        classes = plan.classes(config, wanted["dataset"])
+        for experiment in wanted["experiments"]:
+            withheld = _experiment(config, experiment, f"{where}.experiments")["withhold"]
+            if not withheld:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} withholds no class; give it "
+                    "`withhold: [CLASS]`, or compare it in `comparisons`"
+                )
+            if config["experiments"][experiment]["start"] is not None:
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} starts from a run that may have seen "
+                    f"{', '.join(withheld)}; leave out `start` or `withhold`"
+                )
+            if set(withheld) != set(first):
+                raise UserError(
+                    f"{where}.experiments: {experiment!r} withholds {', '.join(withheld)}, but "
+                    f"{wanted['experiments'][0]!r} {', '.join(first)}; compare like with like"
+                )
+            for found in withheld:
+                if found not in classes:
+                    raise UserError(
+                        f"config: experiments.{experiment}.withhold: no class {found!r}; "
+                        f"{did_you_mean(found, classes)}"
+                    )
+            if len(set(classes) - set(withheld)) < 2:
+                raise UserError(
+                    f"config: experiments.{experiment}.withhold: leaves fewer than two of the "
+                    f"{len(classes)} classes of {wanted['dataset']!r} to learn; withhold fewer"
+                )
+            _check_window(config, wanted["dataset"], experiment)
 
 
 def _check_members(config: Config, name: str, members: list[str]) -> None:
@@ -332,8 +445,6 @@ def _check_effort(config: Config, comparison: str) -> None:
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:
     """Check that comparisons that stand side by side exist and have the same experiments."""
     where = f"config: side_by_side.{name}"
-    if name in config["comparisons"]:
-        raise UserError(f"{where}: a comparison has this name; give it another")
     for comparison in comparisons:
         if comparison not in config["comparisons"]:
             hint = did_you_mean(comparison, config["comparisons"])
@@ -450,9 +561,6 @@ def _check_curves(config: Config) -> None:
     """Check that curves are of a comparison's experiments, and rise over a number of theirs."""
     for name, curves in config["curves"].items():
         where = f"config: curves.{name}"
-        for other in ("comparisons", "side_by_side"):
-            if name in config[other]:
-                raise UserError(f"{where}: one of {other} has this name; give it another")
         if curves["comparison"] not in config["comparisons"]:
             hint = did_you_mean(curves["comparison"], config["comparisons"])
             raise UserError(f"{where}.comparison: no comparison {curves['comparison']!r}; {hint}")
@@ -490,12 +598,12 @@ def _check_series(config: Config, curves: Config, experiments: list[str], where:
         before = x
 
 
-def _check_window(config: Config, comparison: str, name: str) -> None:
+def _check_window(config: Config, dataset: str, name: str) -> None:
     """Check that windows fit into a scan and that the last one ends with its last line."""
     window = config["experiments"][name]["window"]
     if not window:
         return
-    lines = config["datasets"][config["comparisons"][comparison]["dataset"]]["store"]["lines"]
+    lines = config["datasets"][dataset]["store"]["lines"]
     where = f"config: experiments.{name}.window"
     rest = lines - window["lines"]
     if rest < 0:

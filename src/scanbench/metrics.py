@@ -269,6 +269,27 @@ def units_of(group_N: NDArray[np.object_]) -> tuple[list[str], Ints]:
     return [str(name) for name in names], unit_N.astype(np.int64)
 
 
+def mean_values(value_SN: Floats, unit_N: Ints, weight_BK: Floats) -> Floats:
+    """Return the mean over rows for each seed and each weighting of the units, [S, B].
+
+    Parameters
+    ----------
+    value_SN
+        One value per seed and row.
+    unit_N
+        Unit (group) of each row, 0 … K − 1.
+    weight_BK
+        How often each unit counts.
+
+    Returns
+    -------
+    ndarray
+        NaN where a weighting leaves no row.
+    """
+    member_NK = (unit_N[:, None] == np.arange(weight_BK.shape[1])).astype(np.float64)
+    return _ratio(value_SN @ member_NK @ weight_BK.T, member_NK.sum(axis=0) @ weight_BK.T)
+
+
 def metric_values(
     p_SNC: Floats, label_N: Ints, unit_N: Ints, fold_N: Ints, weight_BK: Floats, bins: int
 ) -> Table:

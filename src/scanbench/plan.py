@@ -7,7 +7,7 @@ compared as a whole by Snakemake, so that swapping two values is seen, and reord
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scanbench import tuning
@@ -27,9 +27,20 @@ def folds(split: Config) -> list[int]:
     return [0] if split["scheme"] == "fixed" else list(range(split["folds"]))
 
 
+def holds_groups_out(config: Config, split: str) -> bool:
+    """Return whether a split has each group in one part only."""
+    return config["splits"][split]["scheme"] in ("kfold", "fixed")
+
+
 def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
     """Return the wildcards of every run of a comparison, in a fixed order."""
-    wanted = config["comparisons"][comparison]
+    return _runs(config, config["comparisons"][comparison])
+
+
+def _runs(
+    config: Config, wanted: Config, some: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return the wildcards of the runs of what has a data set, a split, experiments and seeds."""
     return [
         {
             "dataset": wanted["dataset"],
@@ -39,7 +50,7 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
             "seed": seed,
         }
         for experiment in wanted["experiments"]
-        for fold in folds(config["splits"][wanted["split"]])
+        for fold in (folds(config["splits"][wanted["split"]]) if some is None else some)
         for seed in wanted["seeds"]
     ]
 
@@ -108,9 +119,36 @@ def compared(config: Config) -> list[str]:
     def needed(target: str) -> list[str]:
         if target in sides:
             return list(sides[target]["comparisons"])
-        return [curves[target]["comparison"]] if target in curves else [target]
+        if target in curves:
+            return [curves[target]["comparison"]]
+        return [target] if target in config["comparisons"] else []
 
     return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
+
+
+def explained(config: Config, explanation: str) -> dict[str, Any]:
+    """Return an explanation with the data set and split of its comparison, all folds and seeds."""
+    wanted = config["explanations"][explanation]
+    comparison = config["comparisons"][wanted["comparison"]]
+    split = config["splits"][comparison["split"]]
+    return {
+        **wanted,
+        "dataset": comparison["dataset"],
+        "split": comparison["split"],
+        "folds": folds(split) if wanted["folds"] is None else wanted["folds"],
+        "seeds": comparison["seeds"] if wanted["seeds"] is None else wanted["seeds"],
+    }
+
+
+def explained_runs(config: Config, explanation: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run of an explanation, in a fixed order."""
+    wanted = explained(config, explanation)
+    return _runs(config, wanted, wanted["folds"])
+
+
+def anomaly_runs(config: Config, anomaly: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run of an anomaly comparison, in a fixed order."""
+    return _runs(config, config["anomalies"][anomaly])
 
 
 def source_path(config: Config, dataset: str) -> str:
@@ -193,8 +231,9 @@ def train_spec(config: Config, run: Mapping[str, Any]) -> str:
 
 def _training(config: Config, run: Mapping[str, Any], seed: int) -> dict[str, Any]:
     experiment = config["experiments"][run["experiment"]]
+    unused = {"search"} if experiment["withhold"] else {"search", "withhold"}
     return {
-        **{key: value for key, value in experiment.items() if key != "search"},
+        **{key: value for key, value in experiment.items() if key not in unused},
         "study": config["study"],
         "name": run["experiment"],
         "fold": int(run["fold"]),
@@ -264,7 +303,7 @@ def has_people(config: Config, comparison: str) -> bool:
     return (
         dataset["source"] == "spm-toolbox"
         and dataset["labels"]["sheet"] == "Mean_Score"
-        and config["splits"][wanted["split"]]["scheme"] in ("kfold", "fixed")
+        and holds_groups_out(config, wanted["split"])
     )
 
 
@@ -306,6 +345,55 @@ def render_spec(config: Config, comparison: str) -> str:
             "seeds": wanted["seeds"],
         }
     )
+
+
+def attribute_spec(config: Config, explanation: str) -> str:
+    """Return what the attributions of one run depend on."""
+    wanted = config["explanations"][explanation]
+    keys = ("scans", "steps", "points", "random_orders", "fill", "examples", "seed")
+    return canonical_json({key: wanted[key] for key in keys})
+
+
+def explain_spec(config: Config, explanation: str) -> str:
+    """Return what the tables and figures of an explanation depend on."""
+    wanted = explained(config, explanation)
+    keys = ("dataset", "split", "experiments", "folds", "seeds", "tolerance")
+    return canonical_json(
+        {
+            **{key: wanted[key] for key in keys},
+            **_intervals(config),
+            **_source(config, wanted["dataset"]),
+            "explanation": explanation,
+        }
+    )
+
+
+def anomaly_spec(config: Config, anomaly: str) -> str:
+    """Return what the tables and figures of an anomaly comparison depend on."""
+    wanted = config["anomalies"][anomaly]
+    keys = ("dataset", "split", "experiments", "seeds")
+    return canonical_json(
+        {
+            **{key: wanted[key] for key in keys},
+            **_intervals(config),
+            **_source(config, wanted["dataset"]),
+            "withheld": config["experiments"][wanted["experiments"][0]]["withhold"],
+            "folds": folds(config["splits"][wanted["split"]]),
+        }
+    )
+
+
+def _intervals(config: Config) -> dict[str, Any]:
+    return {key: config["evaluation"][key] for key in ("bootstrap", "confidence", "seed")}
+
+
+def _source(config: Config, dataset: str) -> dict[str, Any]:
+    """Return what a figure says of its data, and whether they are simulated."""
+    given = config["datasets"][dataset]
+    simulated = given["source"] == "simulate"
+    kind = "Simulated data" if simulated else "Data"
+    parts = [f"{kind}: {given['title']}", given["attribution"]]
+    return {"data": ". ".join(filter(None, parts)), "simulated": simulated}
 
 
 def protocols_spec(config: Config, name: str) -> str:

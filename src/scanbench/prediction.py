@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from scanbench import provenance
 from scanbench.errors import UserError
-from scanbench.files import replacing, sha256_of, write_json
+from scanbench.files import replacing, write_json
 from scanbench.predictions import class_columns
-from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, load_run
+from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, check_trained_on, load_run
 from scanbench.split_file import read_split
 from scanbench.store import FloatArray, Store
 from scanbench.windows import WindowIndex
@@ -213,15 +213,7 @@ def predict(
     torch.set_num_threads(meta["training"]["num_threads"])
     with Store(store) as data:
         document = read_split(split, data)
-        for path, key, sha256 in (
-            (store, "store_sha256", data.sha256),
-            (split, "split_sha256", sha256_of(split)),
-        ):
-            if sha256 != meta[key]:
-                raise UserError(
-                    f"{run / META}: was trained with another file than {path} ({key}); give the "
-                    "one that it was trained with, or train again"
-                )
+        check_trained_on(run, meta, data, split)
         test = (
             unlabelled_scans(data, document, meta["fold"])
             if unlabelled

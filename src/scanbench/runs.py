@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -21,6 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scanbench.errors import UserError
 from scanbench.files import replacing, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from scanbench.store import Store
 
 SCHEMA_VERSION = 1
 WEIGHTS, META = "weights.safetensors", "model.json"
@@ -117,16 +120,31 @@ def save_run(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any
     write_json(folder / META, {**meta, **known})
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, *, withheld: bool = False) -> Run:
     """Return a trained model in evaluation mode, on the CPU, and what is known about it.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    withheld
+        Whether the run may be one from whose training classes were withheld. It cannot name them,
+        so what it says is no answer to the study's question: only who asks how strange a scan is to
+        it may want it.
 
     Raises
     ------
     UserError
-        If a file is missing, damaged, of another training, or does not fit the model's source.
+        If a file is missing, damaged, of another training, or does not fit the model's source; or
+        if classes were withheld and that is not wanted.
     """
     folder = Path(folder)
     meta = _read_meta(folder / META)
+    if meta.get("withheld") and not withheld:
+        raise UserError(
+            f"{folder / META}: {', '.join(meta['withheld'])} was withheld from its training, so it "
+            "cannot name it: such a run serves an anomaly comparison only; name another run"
+        )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder / WEIGHTS}: no such file; train the run again")
     if sha256_of(folder / WEIGHTS) != meta["weights_sha256"]:
@@ -151,6 +169,27 @@ def load_run(folder: str | Path) -> Run:
             "has changed since: train the run again"
         ) from None
     return Run(model=model.eval(), meta=meta)
+
+
+def check_trained_on(
+    folder: str | Path, meta: Mapping[str, Any], data: Store, split: str | Path
+) -> None:
+    """Check that a run was trained with this store and split, so that its test part is unseen.
+
+    Raises
+    ------
+    UserError
+        Naming the file that is another.
+    """
+    for path, key, sha256 in (
+        (data.path, "store_sha256", data.sha256),
+        (split, "split_sha256", sha256_of(split)),
+    ):
+        if sha256 != meta[key]:
+            raise UserError(
+                f"{Path(folder) / META}: was trained with another file than {path} ({key}); give "
+                "the one that it was trained with, or train again"
+            )
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -279,11 +279,50 @@ def share_of(data: Store, scans: np.ndarray, fraction: float, seed: int) -> np.n
     return scans[np.sort(np.concatenate(drawn))]
 
 
-def class_counts(reader: WindowReader) -> np.ndarray:
+def class_counts(reader: WindowReader, classes: int) -> np.ndarray:
     """Return how many samples of each class a part has [C]; a scan may give several, or none."""
-    label_N = reader.store.label[reader.scans].astype(np.int64)
-    samples = np.repeat(label_N, reader.index.counts)
-    return np.bincount(samples, minlength=len(reader.store.classes))
+    samples = np.repeat(reader.label[reader.scans], reader.index.counts)
+    return np.bincount(samples, minlength=classes)
+
+
+def trained_classes(
+    classes: Sequence[str], withheld: Sequence[str], label_N: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """Return the classes that a model is trained on, and what scans are called among them.
+
+    Parameters
+    ----------
+    classes
+        Of the store.
+    withheld
+        Those that the model shall never see.
+    label_N
+        Class of each scan, as an index into `classes`; −1: none.
+
+    Returns
+    -------
+    kept : list of str
+        In the order of `classes`.
+    label_N : ndarray of int64
+        Index into `kept`; −1: no label, or one that is withheld.
+
+    Raises
+    ------
+    UserError
+        If a withheld class does not exist, or fewer than two are kept.
+    """
+    for name in withheld:
+        if name not in classes:
+            raise UserError(f"withhold: no class {name!r}; {did_you_mean(name, classes)}")
+    kept = [name for name in classes if name not in withheld]
+    if len(kept) < 2:
+        raise UserError(
+            f"withhold: {', '.join(withheld)}: leaves fewer than two classes to learn; withhold "
+            "fewer"
+        )
+    # The place past the last class is where −1 points to.
+    new_C = np.array([kept.index(name) if name in kept else -1 for name in classes] + [-1])
+    return kept, new_C[label_N].astype(np.int64)
 
 
 def class_weights(count_C: np.ndarray, classes: list[str], where: str) -> np.ndarray:
@@ -342,7 +381,8 @@ def train(
     ----------
     spec
         `study`, `name`, `model`, `options`, `normalisation`, `window` (None or `lines` and
-        `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`.
+        `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`;
+        `withhold`, if there is any: classes whose scans are in neither part.
     store, split
         The data set and its division. Test scans are never read.
     out
@@ -369,7 +409,17 @@ def train(
     with Store(store) as data:
         where = f"{split}: fold {spec['fold']}"
         document = read_split(split, data)
-        parts = training_parts(data, split, document, spec["fold"])
+        withheld = list(spec.get("withhold", ()))
+        classes, label_N = trained_classes(data.classes, withheld, data.label)
+        if withheld and start is not None:
+            raise UserError(
+                f"experiments.{spec['name']}.start: what it starts from may have seen what it "
+                "withholds; leave out `start` or `withhold`"
+            )
+        parts = {
+            part: scans[label_N[scans] >= 0]
+            for part, scans in training_parts(data, split, document, spec["fold"]).items()
+        }
         lines = spec["window"]["lines"] if spec["window"] else data.lines
         torch.manual_seed(spec["seed"])
         try:
@@ -379,7 +429,7 @@ def train(
                 spec["options"],
                 lines=lines,
                 pixels=data.pixels,
-                classes=len(data.classes),
+                classes=len(classes),
             )
         except UserError as error:
             raise UserError(f"experiments.{spec['name']}.{error}") from None
@@ -400,7 +450,7 @@ def train(
             trained = _as_it_is(foundation, data.classes)
         else:
             times = AnswerTimes.of(model, lines)
-            samples = _samples(data, parts, times, spec, settings, where)
+            samples = _samples(data, parts, (classes, label_N), times, spec, settings, where)
             task = Classification(times, samples.weights_C, settings, augmentation)
             learned = _learned(
                 model, task, samples, spec, out, checkpoints, begun=foundation is not None
@@ -423,7 +473,8 @@ def train(
             "ingest": data.ingest,
             "store_sha256": data.sha256,
             "split_sha256": sha256_of(split),
-            "classes": data.classes,
+            "classes": classes,
+            **({"withheld": withheld} if withheld else {}),
             "class_counts": trained.count_C.tolist(),
             "class_weights": trained.weights_C.tolist(),
             "prior": (prior_C / prior_C.sum()).tolist(),
@@ -489,6 +540,7 @@ class Samples:
 def _samples(
     data: Store,
     parts: Mapping[str, np.ndarray],
+    labels: tuple[list[str], np.ndarray],
     times: AnswerTimes,
     spec: Mapping[str, Any],
     settings: Settings,
@@ -496,14 +548,16 @@ def _samples(
 ) -> Samples:
     """Return the samples of scans that are long enough, or of a share of these.
 
+    `labels`: the classes trained on, and that of each scan of the store, from `trained_classes`.
     With a share of the labels an epoch has as many steps as with all of them: few labels shall not
     mean few steps.
     """
+    classes, label_N = labels
     readers = {}
     steps = 0
     for part, scans in parts.items():
         usable = scans[data.n_lines[scans] >= times.fewest]
-        reader = _reader(data, usable, spec, settings, shuffle=part == "train")
+        reader = _reader(data, usable, label_N, spec, settings, shuffle=part == "train")
         if not len(reader.index):
             raise UserError(
                 f"{where}: no {part} scan is long enough for {spec['model']}, which first "
@@ -513,13 +567,14 @@ def _samples(
             steps = training_steps(reader, settings.max_scans)
         if settings.fraction < 1:
             few = share_of(data, usable, settings.fraction, spec["seed"])
-            reader = _reader(data, few, spec, settings, shuffle=part == "train")
+            reader = _reader(data, few, label_N, spec, settings, shuffle=part == "train")
         readers[part] = reader
-    count_C = class_counts(readers["train"])
-    weights_C = class_weights(count_C, data.classes, where)
+    count_C = class_counts(readers["train"], len(classes))
+    weights_C = class_weights(count_C, classes, where)
     if not settings.class_weights:
-        weights_C = np.ones(len(data.classes))
-    check_validation(class_counts(readers["validation"]), data.classes, settings, where)
+        weights_C = np.ones(len(classes))
+    validation_C = class_counts(readers["validation"], len(classes))
+    check_validation(validation_C, classes, settings, where)
     return Samples(**readers, steps=steps, count_C=count_C, weights_C=weights_C)
 
 
@@ -678,6 +733,7 @@ def check_validation(
 def _reader(
     data: Store,
     scans: np.ndarray,
+    label_N: np.ndarray,
     spec: Mapping[str, Any],
     settings: Settings,
     *,
@@ -694,6 +750,7 @@ def _reader(
         shuffle=shuffle,
         seed=spec["seed"],
         memory_mb=MEMORY_MB,
+        label=label_N,
     )
 
 

@@ -140,6 +140,8 @@ class WindowReader:
         Whether to shuffle; without, samples come in the order of `scans`, then of lines.
     seed
         The order is a function of (`seed`, epoch), the scans and the scans per block.
+    label
+        Class index of every scan of the store [M]; None takes the store's.
     memory_mb
         Budget in MB (10⁶ bytes) for a block: its heights and its windows' order.
     """
@@ -156,8 +158,10 @@ class WindowReader:
         shuffle: bool = True,
         seed: int = 0,
         memory_mb: float = 1024,
+        label: ArrayLike | None = None,
     ) -> None:
         self.store = store
+        self.label = np.asarray(store.label if label is None else label, np.int64)
         self.scans = np.asarray(scans, np.int64)
         self.index = WindowIndex(store.n_lines[self.scans], window, stride)
         self.normalisation = normalisation
@@ -244,7 +248,7 @@ class WindowReader:
         return Batch(
             x=x_NLP.reshape(-1, pixels).take(row_BW, axis=0),
             n_lines=n_lines_B,
-            label=self.store.label[scan_B].astype(np.int64),
+            label=self.label[scan_B],
             scan=scan_B,
             first_line=first_B,
         )

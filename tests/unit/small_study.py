@@ -23,8 +23,13 @@ def heights(label: int, lines: int, rng: np.random.Generator) -> np.ndarray:
     return (wave + 0.3 * rng.normal(size=(lines, PIXELS))).astype(np.float32)
 
 
-def make(folder: Path, groups: int = 6, scans_per_group: int = 9) -> tuple[Path, Path]:
-    """Write a store, heights in metres, and its split in two folds; every fifth scan is partial."""
+def make(
+    folder: Path, groups: int = 6, scans_per_group: int = 9, *, changes: bool = False
+) -> tuple[Path, Path]:
+    """Write a store, heights in metres, and its split in two folds; every fifth scan is partial.
+
+    With `changes`, the scans of class `defect` say that their tip changed at line 7.
+    """
     rng = np.random.default_rng(0)
     scans = folder / "scans"
     scans.mkdir(parents=True)
@@ -56,7 +61,7 @@ def make(folder: Path, groups: int = 6, scans_per_group: int = 9) -> tuple[Path,
                 "label": CLASSES[label],
                 "excluded": "",
                 "responses": "",
-                "change_line": "",
+                "change_line": 7 if changes and CLASSES[label] == "defect" and lines > 7 else "",
             }
         )
     np.savez(scans / "shard-00000.npz", **arrays)  # type: ignore[arg-type]

@@ -314,8 +314,53 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
         (
             ("side_by_side", "simulated"),
             {"title": "x", "comparisons": ["leakage-sessions", "leakage-random"]},
-            "config: side_by_side.simulated: a comparison has this name; give it another",
+            "config: side_by_side.simulated: one of comparisons has this name; give it another",
         ),
+        (
+            ("comparisons", "simulated", "experiments"),
+            ["majority", "vit-no-defect"],
+            "config: comparisons.simulated.experiments: 'vit-no-defect' withholds classes, so it "
+            "cannot be scored beside experiments that name them; compare it in `anomalies`",
+        ),
+        (
+            ("anomalies", "withheld-defect", "experiments"),
+            ["vit-no-defect", "vit"],
+            "config: anomalies.withheld-defect.experiments: 'vit' withholds no class",
+        ),
+        (
+            ("experiments", "vit-no-defect", "withhold"),
+            ["rows"],
+            "'vit-no-defect' withholds rows, but 'features-no-defect' defect; compare like with",
+        ),
+        (
+            ("anomalies", "withheld-defect", "split"),
+            "random",
+            "config: anomalies.withheld-defect.split: scheme 'random' of split 'random' has scans "
+            "of one group on both sides",
+        ),
+        (
+            ("explanations", "moved-lines", "comparison"),
+            "leakage-copies",
+            "config: explanations.moved-lines.comparison: scheme 'copies' of split 'copies' has",
+        ),
+        (
+            ("explanations", "moved-lines", "experiments"),
+            ["cnn-scan", "efficientnet"],
+            "config: explanations.moved-lines.experiments: 'efficientnet' is not of comparison "
+            "'architectures'; it has majority, features",
+        ),
+        (
+            ("explanations", "moved-lines", "folds"),
+            [5],
+            "config: explanations.moved-lines.folds: 5 is not of comparison 'architectures'; it "
+            "has 0, 1, 2, 3, 4",
+        ),
+        (
+            ("experiments", "vit-no-defect", "start"),
+            {"experiment": "vit", "dataset": "simulated"},
+            "'vit-no-defect' starts from a run that may have seen defect; leave out `start` or",
+        ),
+        (("explanations", "moved-lines", "fill"), "ones", "config: explanations.moved-lines.fill"),
         (
             ("ensembles", "both"),
             ["vit", "cnn-scn"],
@@ -434,6 +479,8 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
 )
 def test_a_mistake_is_one_line_that_names_the_key(path: tuple, value: Any, line: str) -> None:
     config = copy.deepcopy(CONFIG)
+    # Explanations and anomaly comparisons are checked where they are targets.
+    config["targets"] += ["moved-lines", "withheld-defect"]
     place = config
     for key in path[:-1]:
         place = place[key]
@@ -442,6 +489,43 @@ def test_a_mistake_is_one_line_that_names_the_key(path: tuple, value: Any, line:
         resolve(config, SCHEMA)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_kind_that_is_withheld_must_exist_and_leave_two_to_learn() -> None:
+    for withheld, line in (
+        (["defects"], "config: experiments.{}.withhold: no class 'defects'; did you mean 'defect'"),
+        (["defect", "rows", "atoms"], "config: experiments.{}.withhold: leaves fewer than two of"),
+    ):
+        config = copy.deepcopy(CONFIG) | {"targets": ["withheld-defect"]}
+        names = config["anomalies"]["withheld-defect"]["experiments"]
+        for name in names:
+            config["experiments"][name]["withhold"] = withheld
+        with pytest.raises(UserError) as error:
+            resolve(config, SCHEMA)
+        assert line.format(names[0]) in str(error.value)
+
+
+def test_a_training_depends_on_what_is_withheld_and_not_on_nothing_being_so() -> None:
+    config = resolve(CONFIG, SCHEMA)
+    run = {"fold": 0, "seed": 0}
+    assert '"withhold": ["defect"]' in plan.train_spec(
+        config, run | {"experiment": "vit-no-defect"}
+    )
+    assert "withhold" not in plan.train_spec(config, run | {"experiment": "vit"})
+
+
+def test_an_explanation_has_the_folds_and_seeds_of_its_comparison_unless_it_names_some() -> None:
+    config = resolve(CONFIG, SCHEMA)
+    runs = plan.explained_runs(config, "moved-lines")
+    assert len(runs) == 5 * 5
+    assert {run["seed"] for run in runs} == {0}
+    assert {run["fold"] for run in plan.explained_runs(config, "tip-changes")} == {0}
+    # Attributions do not depend on what is made of them.
+    other = copy.deepcopy(CONFIG)
+    other["explanations"]["moved-lines"]["tolerance"] = 5
+    other = resolve(other, SCHEMA)
+    assert plan.attribute_spec(other, "moved-lines") == plan.attribute_spec(config, "moved-lines")
+    assert plan.explain_spec(other, "moved-lines") != plan.explain_spec(config, "moved-lines")
 
 
 def on_simulated(experiment: str) -> dict[str, str]:

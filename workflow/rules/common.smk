@@ -233,6 +233,65 @@ def comparison_scans(wildcards):
     return f"results/data/{dataset}/scans"
 
 
+def explained_run(name):
+    """Give a function that finds a file of the run that an explanation's job is about."""
+
+    def found(wildcards):
+        wanted = plan.explained(config, wildcards.explanation)
+        parts = {key: wanted[key] for key in ("dataset", "split")}
+        run = {key: wildcards[key] for key in ("experiment", "fold", "seed")}
+        return f"results/{plan.RUN.format(**parts, **run)}/{name}"
+
+    return found
+
+
+def explained_store(wildcards):
+    """Give the store of an explanation's comparison."""
+    dataset = plan.explained(config, wildcards.explanation)["dataset"]
+    return f"results/data/{dataset}/store.h5"
+
+
+def explained_split(wildcards):
+    """Give the split of an explanation's comparison."""
+    wanted = plan.explained(config, wildcards.explanation)
+    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
+
+
+def explained_scans(wildcards):
+    """Give the scans folder of an explanation's comparison."""
+    dataset = plan.explained(config, wildcards.explanation)["dataset"]
+    return f"results/data/{dataset}/scans"
+
+
+def attributions(wildcards):
+    """List the attributions that an explanation needs."""
+    return [
+        f"results/explanations/{wildcards.explanation}/attributions/{run['experiment']}"
+        f"/fold{run['fold']}-seed{run['seed']}"
+        for run in plan.explained_runs(config, wildcards.explanation)
+    ]
+
+
+def anomaly_tables(wildcards):
+    """List the tables of scores that an anomaly comparison needs."""
+    return [
+        f"results/{plan.RUN.format(**run)}/anomaly.parquet"
+        for run in plan.anomaly_runs(config, wildcards.anomaly)
+    ]
+
+
+def anomaly_store(wildcards):
+    """Give the store of an anomaly comparison."""
+    dataset = config["anomalies"][wildcards.anomaly]["dataset"]
+    return f"results/data/{dataset}/store.h5"
+
+
+def anomaly_split(wildcards):
+    """Give the split of an anomaly comparison."""
+    wanted = config["anomalies"][wildcards.anomaly]
+    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
+
+
 def curves_scores(wildcards):
     """Give the scores of the comparison that curves are drawn of."""
     comparison = config["curves"][wildcards.name]["comparison"]
@@ -240,16 +299,21 @@ def curves_scores(wildcards):
 
 
 def targets(_):
-    """List the pages of the targets, and the figures of protocols side by side and of curves."""
+    """List the pages of the targets; where there is no page, their figure."""
     pages = [
         f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
     ]
-    sides = [name for name in config["targets"] if name in config["side_by_side"]]
-    curves = [name for name in config["targets"] if name in config["curves"]]
-    return [
-        *pages,
-        *(f"results/side-by-side/{name}/protocols.svg" for name in sides),
-        *(f"results/curves/{name}/curves.svg" for name in curves),
+    figures = {
+        "side_by_side": "results/side-by-side/{}/protocols.svg",
+        "curves": "results/curves/{}/curves.svg",
+        "explanations": "results/explanations/{}/checks.svg",
+        "anomalies": "results/anomalies/{}/anomaly.svg",
+    }
+    return pages + [
+        path.format(name)
+        for table, path in figures.items()
+        for name in config["targets"]
+        if name in config[table]
     ]
 
 

@@ -27,7 +27,7 @@ from scipy.optimize import linprog
 from tqdm import tqdm
 
 from scanbench import metrics
-from scanbench.comparison import Resamples
+from scanbench.comparison import Resamples, draw_groups
 from scanbench.errors import UserError
 from scanbench.files import replacing_folder, write_json
 from scanbench.metrics import Floats, Ints
@@ -954,14 +954,8 @@ def agreement(
     shared = next(iter(complete.values()))
 
     units = sorted(set(everyone.group_N))
-    rng = np.random.default_rng([seed, 0])
-    resamples = Resamples(
-        unit_BK=rng.multinomial(
-            len(units), np.full(len(units), 1 / len(units)), spec["bootstrap"]
-        ).astype(np.float64),
-        seed_BS=rng.multinomial(
-            len(shared.seeds), np.full(len(shared.seeds), 1 / len(shared.seeds)), spec["bootstrap"]
-        ).astype(np.float64),
+    resamples = draw_groups(
+        units=len(units), seeds=len(shared.seeds), count=spec["bootstrap"], seed=seed
     )
     weight_BU = np.vstack([np.ones(len(units)), resamples.unit_BK])
     place = {name: i for i, name in enumerate(units)}

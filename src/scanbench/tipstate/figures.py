@@ -42,9 +42,11 @@ __all__ = [
     "Example",
     "Picture",
     "dataset_glance",
+    "draw_scan",
     "drawings",
     "line_answers",
     "people_and_models",
+    "picture",
     "scan_answers",
     "scans_by_class",
 ]
@@ -141,7 +143,8 @@ def flattened(x_LP: Floats) -> tuple[Floats, float, float]:
     return flat, float(low), float(max(high, low + np.finfo(np.float32).tiny))
 
 
-def _draw_scan(axes: Axes, picture: Picture) -> None:
+def draw_scan(axes: Axes, picture: Picture) -> None:
+    """Draw a scan in grey, each line's median taken out, with a scale bar if its size is known."""
     flat, low, high = flattened(picture.x_LP)
     lines = len(flat)
     axes.imshow(
@@ -256,7 +259,7 @@ def _class_legend(figure: Sheet, classes: Sequence[str], columns: int) -> None:
 
 def _draw_pair(scan: Axes, answers: Axes, example: Example, classes: Sequence[str]) -> None:
     """Draw a scan, and its answers along the same axis of lines."""
-    _draw_scan(scan, example.picture)
+    draw_scan(scan, example.picture)
     _draw_answers(answers, example, classes, len(example.picture.x_LP))
     # Both boxes are as wide as each other, so their lines stand side by side.
     for axes in (scan, answers):
@@ -324,7 +327,7 @@ def scans_by_class(
         for axes in grid[r, len(shown) :]:
             axes.axis("off")
         for axes, picture in zip(grid[r], shown, strict=False):
-            _draw_scan(axes, picture)
+            draw_scan(axes, picture)
             axes.set_yticks([])
         grid[r, 0].set_ylabel(plain(label).replace("/", "/\n"))
     return figure
