@@ -212,6 +212,7 @@ def stream(args: Arguments) -> None:
         args.run,
         args.source,
         args.spec,
+        policy=args.policy,
         follow=args.follow,
         view=args.view,
         record=args.record,
@@ -423,6 +424,12 @@ def parser() -> argparse.ArgumentParser:
         "--view": "show the answers on the terminal",
     }.items():
         watched.add_argument(flag, action="store_true", help=what)
+    watched.add_argument(
+        "--policy",
+        metavar="FILE[:LIMIT]",
+        help="policy.json of a comparison: keep the rule that was chosen for this run, for a share "
+        "of wrong stops; default: the smallest",
+    )
     watched.add_argument("--record", type=Path, help="folder for a CSV, a figure and a recording")
     watched.add_argument("--scan", help="which scan, of a file that holds several")
     for flag in ("--lines", "--pixels"):
