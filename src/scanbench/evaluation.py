@@ -37,6 +37,9 @@ from scanbench.predictions import (
 EXAMPLES = 3
 
 
+# Metrics whose way to the scan's end is told.
+PROGRESS = ("auroc", "balanced_accuracy")
+
 # Keys that name the comparison and choose nothing in it.
 NAMES = frozenset({"comparison", "dataset", "split", "experiments"})
 
@@ -73,6 +76,9 @@ class Settings:
         Numbers of answers in a row that a rule may wait for.
     stop_first_line
         No rule stops a scan before so many lines.
+    settled_within
+        An answer is settled once it ranks scans worse than the last one by no more than this, in
+        AUROC and by the lower end of the interval of the difference.
     classes, folds, seeds
         Where given, what store and predictions must hold.
     """
@@ -88,6 +94,7 @@ class Settings:
     stop_limits: tuple[float, ...] = (0.01, 0.05)
     stop_patience: tuple[int, ...] = (1, 2, 3)
     stop_first_line: int = 1
+    settled_within: float = 0.01
     baseline: str | None = None
     classes: tuple[str, ...] | None = None
     folds: tuple[int, ...] | None = None
@@ -122,6 +129,10 @@ class Settings:
         if settings.stop_first_line < 1:
             raise UserError(
                 f"evaluation: stop_first_line is {settings.stop_first_line}: give at least 1"
+            )
+        if not settings.settled_within >= 0:
+            raise UserError(
+                f"evaluation: settled_within is {settings.settled_within}: give 0 or more"
             )
         if not 0 < settings.confidence < 1:
             raise UserError(
@@ -315,12 +326,13 @@ def evaluate(
         count=settings.bootstrap,
         seed=settings.seed,
     )
-    metric_frame, scored = _score(readings, classes, groups, resamples, settings)
+    metric_frame, progress_frame, scored = _score(readings, classes, groups, resamples, settings)
     pair_frame = _pairs(scored, unit_N, resamples, settings)
     best = max(scored, key=lambda name: float(scored[name].point["auroc", None].mean()))
     stop_tables, policies = _stopping(stops, settings)
     tables = {
         "metrics": metric_frame,
+        "progress": progress_frame,
         "pairs": pair_frame,
         "roc": _roc(scored, classes),
         "confusion": _confusion(scored, classes),
@@ -484,9 +496,13 @@ def _score(
     groups: Sequence[str],
     resamples: Resamples,
     settings: Settings,
-) -> tuple[pd.DataFrame, dict[str, _Scored]]:
-    """Metrics with intervals of every reading; the scan readings are kept for what follows."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, _Scored]]:
+    """Metrics with intervals of every reading, and how far they are from the scan's end.
+
+    The scan readings are kept for what follows.
+    """
     rows: list[dict[str, Any]] = []
+    progress: list[dict[str, Any]] = []
     scored: dict[str, _Scored] = {}
     everything = [(name, reading) for name, own in readings.items() for reading in own]
     for name, reading in tqdm(everything, desc="metrics and intervals", unit="reading"):
@@ -509,8 +525,33 @@ def _score(
             rows.append({"experiment": name, **row, "low": low, "high": high})
         if reading.name == "scan":
             scored[name] = _Scored(reading=reading, point=point, resampled=resampled)
+        if reading.name == "lines":
+            last = scored[name]
+            progress += [
+                {
+                    "experiment": name,
+                    "metric": metric,
+                    "lines": reading.lines,
+                    "difference": float((point[metric, None] - last.point[metric, None]).mean()),
+                    **_interval_of(
+                        resampled[metric, None] - last.resampled[metric, None], resamples, settings
+                    ),
+                }
+                for metric in PROGRESS
+            ]
     order = ["experiment", "reading", "lines", "metric", "class", "value", "low", "high"]
-    return _typed(pd.DataFrame(rows))[[*order, "seeds", "groups", "scans", "rows"]], scored
+    return (
+        _typed(pd.DataFrame(rows))[[*order, "seeds", "groups", "scans", "rows"]],
+        pd.DataFrame(
+            progress, columns=["experiment", "metric", "lines", "difference", "low", "high"]
+        ),
+        scored,
+    )
+
+
+def _interval_of(value_SB: Floats, resamples: Resamples, settings: Settings) -> dict[str, float]:
+    low, high = comparison.interval(value_SB, resamples, settings.confidence)
+    return {"low": low, "high": high}
 
 
 def pairs_of(experiments: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:

@@ -1,10 +1,13 @@
 """Building blocks of the models that read a scan as a sequence of scan lines.
 
 Shape suffixes: B batch, T tokens, S tokens attended to, D model width, H heads, K width of a head,
-L scan lines, P pixels of a line.
+L scan lines, P pixels of a line, Y layers.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +85,19 @@ class Attention(nn.Module):
         read_BTD = read_BHTK.transpose(1, 2).flatten(-2)
         return self.output(read_BTD)
 
+    def weights(self, x_BTD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Return how much each token reads from each in `forward`, [B, H, T, S]; rows sum to 1.
+
+        For analysis: `forward` never holds these weights, which is why it is fast.
+        """
+        query_BHTK, key_BHSK, _ = self.project(x_BTD)
+        score_BHTS = query_BHTK @ key_BHSK.transpose(-2, -1) / math.sqrt(query_BHTK.shape[-1])
+        if causal:
+            mask = torch.ones(score_BHTS.shape[-2:], dtype=torch.bool, device=x_BTD.device).tril()
+        if mask is not None:
+            score_BHTS = score_BHTS.masked_fill(~mask, -torch.inf)
+        return score_BHTS.softmax(-1)
+
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Let every token read from all tokens that `mask` or `causal` lets it see."""
         return self.attend(*self.project(x_BTD), mask=mask, causal=causal)
@@ -121,6 +137,31 @@ class Block(nn.Module):
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
 
 
+def attention_of_layers(
+    blocks: Iterable[nn.Module],
+    token_BTD: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Return how much each token reads from each in every layer, [B, Y, H, T, S].
+
+    Parameters
+    ----------
+    blocks
+        The Y layers, each a `Block`.
+    token_BTD
+        What goes into the first of them.
+    mask, causal
+        As the layers get them.
+    """
+    weights = []
+    for block in blocks:
+        assert isinstance(block, Block)
+        weights.append(block.attention.weights(block.attention_norm(token_BTD), mask, causal))
+        token_BTD = block(token_BTD, mask, causal)
+    return torch.stack(weights, dim=1)
+
+
 class LineEncoder(nn.Module):
     """Vision transformer whose patches are whole scan lines.
 
@@ -157,14 +198,23 @@ class LineEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, heads, ffn, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
-        """Return the description of each scan, [B, D]."""
+    def _tokens(self, x_BLP: Tensor, n_lines_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, T, D] and which of them may be read [B, 1, 1, T]."""
         line_BLD = self.embedding(x_BLP)
         class_B1D = self.class_token.expand(len(line_BLD), 1, -1)
         token_BTD = self.dropout(torch.cat([class_B1D, line_BLD], dim=1) + self.positions)
         # Token 0 is the class token, token n is line n: with n lines measured, tokens 0 to n exist.
         exists_BT = torch.arange(token_BTD.shape[1], device=x_BLP.device) <= n_lines_B[:, None]
-        mask_B11T = exists_BT[:, None, None, :]
+        return token_BTD, exists_BT[:, None, None, :]
+
+    def attention(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return how much each token reads from each in every layer, [B, Y, H, T, T]."""
+        token_BTD, mask_B11T = self._tokens(x_BLP, n_lines_B)
+        return attention_of_layers(self.blocks, token_BTD, mask_B11T)
+
+    def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return the description of each scan, [B, D]."""
+        token_BTD, mask_B11T = self._tokens(x_BLP, n_lines_B)
         for block in self.blocks:
             token_BTD = block(token_BTD, mask_B11T)
         return self.norm(token_BTD[:, 0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scanbench.tipstate.models._transformer import Block, check_transformer
+from scanbench.tipstate.models._transformer import Block, attention_of_layers, check_transformer
 
 State = dict[str, Tensor]
 
@@ -162,13 +162,26 @@ class Model(nn.Module):
         """Return the number of lines seen at each answer: 1, 2, … lines."""
         return list(range(1, self.lines + 1))
 
+    def _tokens(self, x_BLP: Tensor) -> Tensor:
+        """Return one token for each line, with its position, [B, L, D]."""
+        return self.dropout(self.tokenizer(x_BLP) + self.positions_LD)
+
+    def attention(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return how much each line reads from each, [B, layers, heads, L, L]: none from a later.
+
+        The answer at a line is read from its own token. `n_lines_B` is not needed, as in `forward`.
+        """
+        return attention_of_layers(
+            self.blocks, self._tokens(x_BLP), self.mask_LL, causal=self.mask_LL is None
+        )
+
     def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return logits [B, L, C], one answer for each line from the lines up to it.
 
         `n_lines_B` is not needed: lines that were not measured come last and are not seen by any
         answer at a measured line.
         """
-        token_BLD = self.dropout(self.tokenizer(x_BLP) + self.positions_LD)
+        token_BLD = self._tokens(x_BLP)
         for block in self.blocks:
             token_BLD = block(token_BLD, self.mask_LL, causal=self.mask_LL is None)
         return self.head(self.norm(token_BLD)).float()

@@ -109,6 +109,10 @@ class Model(nn.Module):
                 early.append(model(x_BLP[:, :count].float(), torch.full_like(n_lines_B, count)))
         return torch.cat([*early, late_BLC[:, len(early) :]], dim=1)
 
+    def attention(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return how much each line reads from each in the transformer, as `causal` has it."""
+        return self.late.attention(x_BLP, n_lines_B)
+
     def initial_state(self) -> State:
         """Return what `step` needs before the first line.
 

@@ -74,6 +74,13 @@ class Model(nn.Module):
         """Return the number of lines seen at the only answer."""
         return [self.lines]
 
+    def attention(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
+        """Return how much each token reads from each, [B, layers, heads, 1 + L, 1 + L].
+
+        Token 0 is the class token, from which the answer is read; token n is line n.
+        """
+        return self.encoder.attention(x_BLP, n_lines_B)
+
     def forward(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return logits [B, 1, C] of scans whose first `n_lines_B` lines were measured."""
         return self.head(self.encoder(x_BLP, n_lines_B)).float()[:, None]
