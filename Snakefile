@@ -23,6 +23,7 @@ wildcard_constraints:
     experiment="[^/]+",
     comparison="[^/]+",
     name="[^/]+",
+    tip_change="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
     trial=r"\d+",
@@ -46,6 +47,7 @@ include: "workflow/rules/predict.smk"
 include: "workflow/rules/combine.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"
+include: "workflow/rules/tip_change.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/protocols.smk"
 include: "workflow/rules/curves.smk"

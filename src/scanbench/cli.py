@@ -27,9 +27,9 @@ Arguments = argparse.Namespace
 STUDIES = ("tipstate",)
 
 
-def _of_study(args: Arguments, stage: str) -> Callable[..., Any]:
-    """Give the function of a stage that each study has for itself."""
-    return getattr(importlib.import_module(f"scanbench.{args.study}.{stage}"), stage)
+def _of_study(args: Arguments, module: str, stage: str | None = None) -> Callable[..., Any]:
+    """Give the function of a stage that each study has for itself; by default its module's name."""
+    return getattr(importlib.import_module(f"scanbench.{args.study}.{module}"), stage or module)
 
 
 def simulate(args: Arguments) -> None:
@@ -136,6 +136,27 @@ def agreement(args: Arguments) -> None:
     """Compare the models of a comparison with people, and estimate the ceiling of noisy labels."""
     _of_study(args, "agreement")(
         args.spec, _runs(args), args.store, args.split, args.scans, args.out
+    )
+
+
+def tip_change_scores(args: Arguments) -> None:
+    """Score each line of held-out scans by how much a run takes it for a tip change."""
+    _of_study(args, "tip_change_stage", "tip_change_scores")(
+        args.spec, args.store, args.split, args.weights.parent, args.out
+    )
+
+
+def tip_changes(args: Arguments) -> None:
+    """Judge detectors of tip changes against known lines, and against people's labels of scans."""
+    spec = args.spec
+    scores = {
+        (experiment, fold, seed): args.scores / experiment / f"fold{fold}-seed{seed}.parquet"
+        for experiment in spec["experiments"]
+        for fold in spec["folds"]
+        for seed in spec["seeds"]
+    }
+    _of_study(args, "tip_change_stage", "tip_changes")(
+        spec, scores, args.scans, args.store, args.split, args.out
     )
 
 
@@ -374,6 +395,25 @@ def parser() -> argparse.ArgumentParser:
             "out": "folder of tables to write",
         },
     )
+    line_scored = command(
+        "tip-change-scores",
+        tip_change_scores,
+        {
+            **trained_on,
+            "weights": "weights.safetensors of a run, from train",
+            "out": "table of scores to write (Parquet)",
+        },
+    )
+    detected = command(
+        "tip-changes",
+        tip_changes,
+        {
+            **trained_on,
+            "scans": "scans folder, from ingest",
+            "scores": "folder with EXPERIMENT/foldN-seedN.parquet, from tip-change-scores",
+            "out": "folder to write tables and a figure into",
+        },
+    )
     drawn = command(
         "render",
         render,
@@ -444,7 +484,7 @@ def parser() -> argparse.ArgumentParser:
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, compared, applied, watched):
+    for sub in (simulated, fetched, read, compared, applied, watched, line_scored, detected):
         sub.add_argument(
             "--study",
             choices=STUDIES,

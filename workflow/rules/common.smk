@@ -239,17 +239,59 @@ def curves_scores(wildcards):
     return f"results/comparisons/{comparison}/scores"
 
 
+def tip_change_data(name):
+    """Give a function for a file or folder of the data set that tip changes are looked for in."""
+
+    def path(wildcards):
+        return f"results/data/{config['tip_changes'][wildcards.tip_change]['dataset']}/{name}"
+
+    return path
+
+
+def tip_change_split(wildcards):
+    """Give the split that tip changes are looked for under."""
+    wanted = config["tip_changes"][wildcards.tip_change]
+    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
+
+
+def tip_change_run(name):
+    """Give a function for a file of the run that scores lines."""
+
+    def path(wildcards):
+        wanted = config["tip_changes"][wildcards.tip_change]
+        keys = ("experiment", "fold", "seed")
+        run = {key: getattr(wildcards, key) for key in keys}
+        folder = plan.RUN.format(
+            dataset=wanted["dataset"], split=wanted["split"], **run
+        )
+        return f"results/{folder}/{name}"
+
+    return path
+
+
+def tip_change_scores(wildcards):
+    """List the scores of all runs that tip changes are looked for with."""
+    return [
+        "results/tip-changes/{}/scores/{experiment}/fold{fold}-seed{seed}.parquet".format(
+            wildcards.tip_change, **run
+        )
+        for run in plan.tip_change_runs(config, wildcards.tip_change)
+    ]
+
+
 def targets(_):
-    """List the pages of the targets, and the figures of protocols side by side and of curves."""
+    """List the pages of the targets; of protocols side by side, curves and tip changes, the figure."""
     pages = [
         f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
     ]
     sides = [name for name in config["targets"] if name in config["side_by_side"]]
     curves = [name for name in config["targets"] if name in config["curves"]]
+    found = [name for name in config["targets"] if name in config["tip_changes"]]
     return [
         *pages,
         *(f"results/side-by-side/{name}/protocols.svg" for name in sides),
         *(f"results/curves/{name}/curves.svg" for name in curves),
+        *(f"results/tip-changes/{name}/tip-change.svg" for name in found),
     ]
 
 

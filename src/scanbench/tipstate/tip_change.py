@@ -1,8 +1,8 @@
-"""Where in a scan did the tip change? Scores of every line, and what alarms raised by them are worth.
+"""Where in a scan did the tip change? Scores of every line, and what alarms from them are worth.
 
-All functions are pure. A score of line l of an online detector rests on the lines up to it; those of
-the offline references (`window_scores`, `pelt_scores`) look at the whole scan. Line numbers count
-from 0, as `change_line` of the store does.
+All functions are pure. A score of line l of an online detector rests on the lines up to it; the
+offline references (`window_scores`, `pelt_scores`) look at the whole scan. Line numbers count from
+0, as `change_line` of the store does.
 
 Shape suffixes: N scans, L lines, K line statistics, B weightings, G groups; in attention Y layers,
 H heads.
@@ -230,7 +230,7 @@ class Counts:
             change_N=changed_N.astype(np.float64),
             found_N=found_N.astype(np.float64),
             delay_N=delay_N.astype(np.float64),
-            hit_N=(alarm_NL & near_NL).any(axis=1).astype(np.float64),
+            hit_N=np.asarray((alarm_NL & near_NL).any(axis=1), np.float64),
             missed_alarm_N=(alarm_NL & ~near_NL).sum(axis=1).astype(np.float64),
         )
 
@@ -253,8 +253,8 @@ class Counts:
             }
 
 
-#: False alarms per 1,000 lines; precision and recall within the tolerance; share of changes followed
-#: by an alarm before the scan's end, and mean lines from change to alarm of these.
+#: False alarms per 1,000 lines; precision and recall within the tolerance; share of changes that an
+#: alarm followed before the scan's end, and the mean lines from change to alarm of these.
 FIGURES = ("false_alarms", "precision", "recall", "found", "delay")
 
 
