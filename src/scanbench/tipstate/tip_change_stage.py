@@ -545,7 +545,8 @@ def _figure(judged: pd.DataFrame, ranked: pd.DataFrame, spec: Mapping[str, Any])
         if name == "auroc":
             axes.axvline(0.5, color=GREY, linestyle=":", linewidth=0.8)
         else:
-            axes.set_xlim(min(0.0, axes.get_xlim()[0]) if name == "delay" else 0, None)
+            low, high = axes.get_xlim()
+            axes.set_xlim(min(low, -0.03 * high), high)  # a marker at 0 is drawn whole
         for rate in wanted if name == "false_alarms" else ():
             axes.axvline(rate, color=GREY, linestyle=":", linewidth=0.8)
         axes.set_xlabel(title)
@@ -553,7 +554,8 @@ def _figure(judged: pd.DataFrame, ranked: pd.DataFrame, spec: Mapping[str, Any])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+    simulated = "Simulated scans. " if spec["simulated"] else ""
     if wanted:
         told = [f"{rate:g} ({'open' if not j else 'filled'})" for j, rate in enumerate(wanted)]
-        grid[0].set_title(f"Wanted: {', '.join(told)}", loc="left")
+        grid[0].set_title(f"{simulated}Wanted: {', '.join(told)}", loc="left")
     return figure
