@@ -209,8 +209,8 @@ def test_all_detectors_are_judged_on_lines_and_on_labels(study, monkeypatch):
 def test_what_cannot_be_judged_is_told_in_one_line(study, tmp_path):
     folder, store, split, scores = study
     runs, scans = {("causal", 0, 0): scores}, folder / "data/scans"
+    told = {**SETTINGS, "column": "Tip", "label_threshold": 0.5}
     with pytest.raises(UserError, match="no score of 'Tip'"):
-        told = {**SETTINGS, "column": "Tip", "label_threshold": 0.5}
         tip_changes(told, runs, scans, store, split, tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         tip_changes(SETTINGS, {("causal", 0, 0): tmp_path / "none"}, scans, store, split, tmp_path)
