@@ -49,7 +49,7 @@ def test_before_the_changeover_it_says_what_line_statistics_say_and_then_the_tra
         torch.testing.assert_close(answer_BLC[:, count - 1], expected_BC)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     changeover=st.integers(2, LINES),
     attention_window=st.sampled_from([0, 1, 5]),
