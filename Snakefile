@@ -25,6 +25,7 @@ wildcard_constraints:
     explanation="[^/]+",
     anomaly="[^/]+",
     name="[^/]+",
+    tip_change="[^/]+",
     fold=r"\d+",
     seed=r"\d+",
     trial=r"\d+",
@@ -48,6 +49,7 @@ include: "workflow/rules/predict.smk"
 include: "workflow/rules/combine.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/agreement.smk"
+include: "workflow/rules/tip_change.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/protocols.smk"
 include: "workflow/rules/explain.smk"

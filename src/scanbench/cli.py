@@ -139,6 +139,27 @@ def agreement(args: Arguments) -> None:
     )
 
 
+def tip_change_scores(args: Arguments) -> None:
+    """Score each line of held-out scans by how much a run takes it for a tip change."""
+    _of_study(args, "tip_change_stage", "tip_change_scores")(
+        args.spec, args.store, args.split, args.weights.parent, args.out
+    )
+
+
+def tip_changes(args: Arguments) -> None:
+    """Judge detectors of tip changes against known lines, and against people's labels of scans."""
+    spec = args.spec
+    scores = {
+        (experiment, fold, seed): args.scores / experiment / f"fold{fold}-seed{seed}.parquet"
+        for experiment in spec["experiments"]
+        for fold in spec["folds"]
+        for seed in spec["seeds"]
+    }
+    _of_study(args, "tip_change_stage", "tip_changes")(
+        spec, scores, args.scans, args.store, args.split, args.out
+    )
+
+
 def render(args: Arguments) -> None:
     """Draw the figures of a comparison and write its tables and summary page."""
     from scanbench.render import render
@@ -244,6 +265,7 @@ def stream(args: Arguments) -> None:
         args.run,
         args.source,
         args.spec,
+        policy=args.policy,
         follow=args.follow,
         view=args.view,
         record=args.record,
@@ -410,6 +432,25 @@ def parser() -> argparse.ArgumentParser:
             "out": "folder of tables to write",
         },
     )
+    line_scored = command(
+        "tip-change-scores",
+        tip_change_scores,
+        {
+            **trained_on,
+            "weights": "weights.safetensors of a run, from train",
+            "out": "table of scores to write (Parquet)",
+        },
+    )
+    detected = command(
+        "tip-changes",
+        tip_changes,
+        {
+            **trained_on,
+            "scans": "scans folder, from ingest",
+            "scores": "folder with EXPERIMENT/foldN-seedN.parquet, from tip-change-scores",
+            "out": "folder to write tables and a figure into",
+        },
+    )
     drawn = command(
         "render",
         render,
@@ -492,6 +533,12 @@ def parser() -> argparse.ArgumentParser:
         "--view": "show the answers on the terminal",
     }.items():
         watched.add_argument(flag, action="store_true", help=what)
+    watched.add_argument(
+        "--policy",
+        metavar="FILE[:LIMIT]",
+        help="policy.json of a comparison: keep the rule that was chosen for this run, for a share "
+        "of wrong stops; default: the smallest",
+    )
     watched.add_argument("--record", type=Path, help="folder for a CSV, a figure and a recording")
     watched.add_argument("--scan", help="which scan, of a file that holds several")
     for flag in ("--lines", "--pixels"):
@@ -518,7 +565,7 @@ def parser() -> argparse.ArgumentParser:
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
     for sub in (
         *(simulated, fetched, read, compared, applied, watched, replayed),
-        *(attributed, explained, strange, flagged),
+        *(attributed, explained, strange, flagged, line_scored, detected),
     ):
         sub.add_argument(
             "--study",

@@ -260,6 +260,8 @@ def _check_references(config: Config) -> None:
         _check_members(config, name, members)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
+    for name in config["tip_changes"]:
+        _check_tip_changes(config, name)
     wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
         _check_data(config, comparison, f"config: comparisons.{name}")
@@ -293,7 +295,10 @@ def _check_references(config: Config) -> None:
 
 def _check_targets(config: Config) -> None:
     """Check that the targets exist, and that a name says which table it stands in."""
-    tables = ("comparisons", "side_by_side", "curves", "explanations", "anomalies")
+    tables = (
+        *("comparisons", "side_by_side", "curves"),
+        *("explanations", "anomalies", "tip_changes"),
+    )
     known: dict[str, str] = {}
     for table in tables:
         for name in config[table]:
@@ -440,6 +445,35 @@ def _check_effort(config: Config, comparison: str) -> None:
             f"config: comparisons.{comparison}: {without[0]!r} has no search, but others have: "
             "give it one, or `search: {}` if it has nothing to tune"
         )
+
+
+def _check_tip_changes(config: Config, name: str) -> None:
+    """Check what tip changes are looked for in, and with."""
+    wanted, where = config["tip_changes"][name], f"config: tip_changes.{name}"
+    if name in config["comparisons"] or name in config["side_by_side"]:
+        raise UserError(f"{where}: a comparison has this name; give it another")
+    for key, table in (("dataset", "datasets"), ("split", "splits")):
+        if wanted[key] not in config[table]:
+            hint = did_you_mean(wanted[key], config[table])
+            raise UserError(f"{where}.{key}: no {key} {wanted[key]!r}; {hint}")
+    if config["splits"][wanted["split"]]["scheme"] not in ("kfold", "fixed"):
+        raise UserError(
+            f"{where}.split: {wanted['split']!r} has scans of one group on both sides; take one "
+            "that holds whole groups out (kfold, fixed)"
+        )
+    for experiment in wanted["experiments"]:
+        if experiment not in config["experiments"]:
+            hint = did_you_mean(experiment, config["experiments"])
+            raise UserError(f"{where}.experiments: no experiment {experiment!r}; {hint}")
+        if config["experiments"][experiment]["window"]:
+            raise UserError(
+                f"{where}.experiments: {experiment!r} looks at windows; take experiments that "
+                "answer line by line about a whole scan"
+            )
+    for found in wanted["bad"]:
+        if found not in plan.classes(config, wanted["dataset"]):
+            hint = did_you_mean(found, plan.classes(config, wanted["dataset"]))
+            raise UserError(f"{where}.bad: no class {found!r}; {hint}")
 
 
 def _check_sides(config: Config, name: str, comparisons: list[str]) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scanbench import comparison, metrics, stopping
+from scanbench import comparison, metrics, policy, stopping
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
-from scanbench.files import replacing_folder, write_json
+from scanbench.files import replacing_folder, sha256_of, write_json
 from scanbench.metrics import Floats, Ints, Table
 from scanbench.predictions import (
     HeldOut,
@@ -29,12 +29,16 @@ from scanbench.predictions import (
     lines_reading,
     read_experiment,
     scan_reading,
+    table_path,
     window_reading,
 )
 
 # Examples of each class and kind (right, wrong) that examples.csv lists for an experiment.
 EXAMPLES = 3
 
+
+# Metrics whose way to the scan's end is told.
+PROGRESS = ("auroc", "balanced_accuracy")
 
 # Keys that name the comparison and choose nothing in it.
 NAMES = frozenset({"comparison", "dataset", "split", "experiments"})
@@ -70,6 +74,11 @@ class Settings:
         Shares of the other scans that a rule may stop.
     stop_patience
         Numbers of answers in a row that a rule may wait for.
+    stop_first_line
+        No rule stops a scan before so many lines.
+    settled_within
+        An answer is settled once it ranks scans worse than the last one by no more than this, in
+        AUROC and by the lower end of the interval of the difference.
     classes, folds, seeds
         Where given, what store and predictions must hold.
     """
@@ -84,6 +93,8 @@ class Settings:
     stop_classes: tuple[str, ...] = ()
     stop_limits: tuple[float, ...] = (0.01, 0.05)
     stop_patience: tuple[int, ...] = (1, 2, 3)
+    stop_first_line: int = 1
+    settled_within: float = 0.01
     baseline: str | None = None
     classes: tuple[str, ...] | None = None
     folds: tuple[int, ...] | None = None
@@ -115,6 +126,14 @@ class Settings:
         for name in ("bootstrap", "permutations", "ece_bins"):
             if getattr(settings, name) < 1:
                 raise UserError(f"evaluation: {name} is {getattr(settings, name)}: give at least 1")
+        if settings.stop_first_line < 1:
+            raise UserError(
+                f"evaluation: stop_first_line is {settings.stop_first_line}: give at least 1"
+            )
+        if not settings.settled_within >= 0:
+            raise UserError(
+                f"evaluation: settled_within is {settings.settled_within}: give 0 or more"
+            )
         if not 0 < settings.confidence < 1:
             raise UserError(
                 f"evaluation: confidence is {settings.confidence}: give a share, such as 0.95"
@@ -283,7 +302,7 @@ def evaluate(
         )
 
     readings: dict[str, list[Reading]] = {}
-    stops: dict[str, list[stopping.Courses]] = {}
+    stops: dict[str, dict[int, stopping.Courses]] = {}
     folds: set[int] = set()
     progress = tqdm(predictions.items(), desc="read predictions", unit="experiment")
     for name, paths in progress:
@@ -307,11 +326,13 @@ def evaluate(
         count=settings.bootstrap,
         seed=settings.seed,
     )
-    metric_frame, scored = _score(readings, classes, groups, resamples, settings)
+    metric_frame, progress_frame, scored = _score(readings, classes, groups, resamples, settings)
     pair_frame = _pairs(scored, unit_N, resamples, settings)
     best = max(scored, key=lambda name: float(scored[name].point["auroc", None].mean()))
+    stop_tables, policies = _stopping(stops, settings)
     tables = {
         "metrics": metric_frame,
+        "progress": progress_frame,
         "pairs": pair_frame,
         "roc": _roc(scored, classes),
         "confusion": _confusion(scored, classes),
@@ -321,7 +342,7 @@ def evaluate(
             [_examples(name, own.reading, classes) for name, own in scored.items()],
             ignore_index=True,
         ),
-        **_stopping(stops, settings),
+        **stop_tables,
     }
 
     pairs = len(pairs_of(scored, settings.baseline))
@@ -361,43 +382,78 @@ def evaluate(
                 folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n"
             )
         write_json(folder / "evaluate.json", summary)
+        write_json(
+            folder / "policy.json",
+            policy.policy_document(
+                classes=_bad(held_out, settings),
+                first_line=settings.stop_first_line,
+                store_sha256=sha256_of(store),
+                split_sha256=sha256_of(split),
+                predictions={
+                    name: [sha256_of(table_path(path)) for path in paths]
+                    for name, paths in predictions.items()
+                },
+                policies=policies,
+                names={key: spec[key] for key in sorted(NAMES - {"experiments"}) if key in spec},
+            ),
+        )
 
 
-def _courses(table: pd.DataFrame, held_out: HeldOut, settings: Settings) -> list[stopping.Courses]:
-    """Return how scans went under each seed; nothing for a model that answers at their end only."""
-    bad = [name for name in held_out.classes if name in settings.stop_classes]
+def _bad(held_out: HeldOut, settings: Settings) -> list[str]:
+    """Return the classes for which a scan should be stopped, in the order of the data."""
+    return [name for name in held_out.classes if name in settings.stop_classes]
+
+
+def _courses(
+    table: pd.DataFrame, held_out: HeldOut, settings: Settings
+) -> dict[int, stopping.Courses]:
+    """Return how scans went, by seed; nothing for a model that answers at their end only."""
+    bad = _bad(held_out, settings)
     lines = held_out.scans["n_lines"]
     early = table["lines_seen"].to_numpy() < lines.loc[table["scan_id"]].to_numpy()
     if not bad or len(bad) == len(held_out.classes) or not early.any():
-        return []
-    return [stopping.courses(own, held_out.classes, bad, lines) for _, own in table.groupby("seed")]
+        return {}
+    return {
+        seed: stopping.courses(table[table["seed"] == seed], held_out.classes, bad, lines)
+        for seed in sorted(table["seed"].unique().tolist())
+    }
 
 
 def _stopping(
-    stops: Mapping[str, Sequence[stopping.Courses]], settings: Settings
-) -> dict[str, pd.DataFrame]:
-    """Return the tables of what stopping rules save and spoil."""
-    kept = {name: own for name, own in stops.items() if own}
-    curves = [
-        stopping.trade_off(stopping.Courses.joined(own), patience).assign(experiment=name)
-        for name, own in kept.items()
-        for patience in settings.stop_patience
-    ]
-    tried = [
-        stopping.limits_table(
-            own,
-            settings.stop_limits,
-            settings.stop_patience,
+    stops: Mapping[str, Mapping[int, stopping.Courses]], settings: Settings
+) -> tuple[dict[str, pd.DataFrame], list[dict[str, Any]]]:
+    """Return the tables of what stopping rules save and spoil, and the policies."""
+    choice = stopping.Choice(
+        limits=settings.stop_limits,
+        patience=settings.stop_patience,
+        first_line=settings.stop_first_line,
+    )
+    curves, limits, policies = [], [], []
+    for name, own in stops.items():
+        if not own:
+            continue
+        courses = list(own.values())
+        together = stopping.Courses.joined(courses)
+        curves += [
+            stopping.trade_off(together, patience, choice.first_line).assign(experiment=name)
+            for patience in choice.patience
+        ]
+        tried = {seed: stopping.cross_fitted(course, choice) for seed, course in own.items()}
+        table = stopping.limits_table(
+            courses,
+            list(tried.values()),
+            choice.limits,
             resamples=settings.bootstrap,
             confidence=settings.confidence,
             seed=settings.seed,
-        ).assign(experiment=name)
-        for name, own in kept.items()
-    ]
-    return {
+        )
+        limits.append(table.assign(experiment=name))
+        policies += policy.policies(name, tried, table)
+    tables = {
         "stopping": _joined(curves, stopping.TRADE_OFF),
-        "stops": _joined(tried, stopping.LIMITS),
+        "stops": _joined(limits, stopping.LIMITS),
     }
+    return tables, policies
 
 
 def _joined(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
@@ -440,9 +496,13 @@ def _score(
     groups: Sequence[str],
     resamples: Resamples,
     settings: Settings,
-) -> tuple[pd.DataFrame, dict[str, _Scored]]:
-    """Metrics with intervals of every reading; the scan readings are kept for what follows."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, _Scored]]:
+    """Metrics with intervals of every reading, and how far they are from the scan's end.
+
+    The scan readings are kept for what follows.
+    """
     rows: list[dict[str, Any]] = []
+    progress: list[dict[str, Any]] = []
     scored: dict[str, _Scored] = {}
     everything = [(name, reading) for name, own in readings.items() for reading in own]
     for name, reading in tqdm(everything, desc="metrics and intervals", unit="reading"):
@@ -465,8 +525,33 @@ def _score(
             rows.append({"experiment": name, **row, "low": low, "high": high})
         if reading.name == "scan":
             scored[name] = _Scored(reading=reading, point=point, resampled=resampled)
+        if reading.name == "lines":
+            last = scored[name]
+            progress += [
+                {
+                    "experiment": name,
+                    "metric": metric,
+                    "lines": reading.lines,
+                    "difference": float((point[metric, None] - last.point[metric, None]).mean()),
+                    **_interval_of(
+                        resampled[metric, None] - last.resampled[metric, None], resamples, settings
+                    ),
+                }
+                for metric in PROGRESS
+            ]
     order = ["experiment", "reading", "lines", "metric", "class", "value", "low", "high"]
-    return _typed(pd.DataFrame(rows))[[*order, "seeds", "groups", "scans", "rows"]], scored
+    return (
+        _typed(pd.DataFrame(rows))[[*order, "seeds", "groups", "scans", "rows"]],
+        pd.DataFrame(
+            progress, columns=["experiment", "metric", "lines", "difference", "low", "high"]
+        ),
+        scored,
+    )
+
+
+def _interval_of(value_SB: Floats, resamples: Resamples, settings: Settings) -> dict[str, float]:
+    low, high = comparison.interval(value_SB, resamples, settings.confidence)
+    return {"low": low, "high": high}
 
 
 def pairs_of(experiments: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:

@@ -123,7 +123,8 @@ def compared(config: Config) -> list[str]:
             return [curves[target]["comparison"]]
         return [target] if target in config["comparisons"] else []
 
-    return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
+    targets = [name for name in config["targets"] if name not in config["tip_changes"]]
+    return list(dict.fromkeys(name for target in targets for name in needed(target)))
 
 
 def explained(config: Config, explanation: str) -> dict[str, Any]:
@@ -321,6 +322,50 @@ def agreement_spec(config: Config, comparison: str) -> str:
             "experiments": wanted["experiments"],
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
+        }
+    )
+
+
+def tip_change_runs(config: Config, name: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that tip changes are looked for with, in a fixed order."""
+    wanted = config["tip_changes"][name]
+    return [
+        {
+            "dataset": wanted["dataset"],
+            "split": wanted["split"],
+            "experiment": experiment,
+            "fold": fold,
+            "seed": seed,
+        }
+        for experiment in wanted["experiments"]
+        for fold in folds(config["splits"][wanted["split"]])
+        for seed in wanted["seeds"]
+    ]
+
+
+def tip_change_scores_spec(config: Config, name: str) -> str:
+    """Return what a run's scores of tip changes depend on."""
+    wanted = config["tip_changes"][name]
+    return canonical_json({key: wanted[key] for key in ("bad", "smoothing")})
+
+
+def tip_change_spec(config: Config, name: str) -> str:
+    """Return what judging detectors of tip changes depends on."""
+    wanted, chosen = config["tip_changes"][name], config["evaluation"]
+    dataset = config["datasets"][wanted["dataset"]]
+    sheet = dataset["source"] == "spm-toolbox"
+    kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
+    return canonical_json(
+        {
+            **{key: chosen[key] for key in ("bootstrap", "confidence", "seed")},
+            **wanted,
+            "folds": folds(config["splits"][wanted["split"]]),
+            "simulated": dataset["source"] == "simulate",
+            "column": wanted["column"] if sheet else None,
+            "label_threshold": dataset["labels"]["threshold"] if sheet else None,
+            "data": ". ".join(
+                filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]])
+            ),
         }
     )
 

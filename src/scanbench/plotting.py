@@ -226,11 +226,15 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """Return "value (low–high)", or the value alone where it has no interval."""
+def with_interval(value: float, low: float, high: float, *, digits: int = 3) -> str:
+    """Return "value (low–high)", or the value alone where it has no interval.
+
+    Where an end is below 0 it is "value (low to high)", as a dash would be taken for a minus.
+    """
     if math.isnan(low) or math.isnan(high):
-        return number(value)
-    return f"{number(value)} ({number(low)}–{number(high)})"
+        return number(value, digits)
+    dash = " to " if low < 0 else "–"
+    return f"{number(value, digits)} ({number(low, digits)}{dash}{number(high, digits)})"
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -490,12 +494,13 @@ def by_lines(
     metrics: pd.DataFrame,
     experiments: Sequence[str],
     chance: Mapping[str, float] | None = None,
+    settled: Mapping[str, float] | None = None,
 ) -> Sheet:
-    """Draw how good each experiment is after n scan lines.
+    """Draw how good each experiment is after n scan lines, on a logarithmic axis of lines.
 
-    One panel per metric shows all experiments. Up to four keep their interval bands there; of
-    more, each gets a small panel of its own with its band, the others in grey behind it. An
-    experiment that answers only once is a point with its interval.
+    The upper panels show all experiments, a metric each; an experiment that answers only once is a
+    point with its interval. Below, each of the others has a small panel of its own with AUROC and
+    balanced accuracy and their interval bands, and a vertical line where its AUROC is settled.
 
     Parameters
     ----------
@@ -505,76 +510,83 @@ def by_lines(
         Names, in the order shown.
     chance
         Metric → value of guessing, drawn as a dotted line.
+    settled
+        Experiment → line from which on its AUROC is settled (`tables.settled_from`).
     """
     styles = experiment_styles(experiments)
     rows = metrics[(metrics["reading"] == "lines") & _macro(metrics)]
     shown = _present(experiments, rows)
-    names = [m for m in ("auroc", "balanced_accuracy", "accuracy") if m in set(rows["metric"])]
+    names = [m for m in ("auroc", "balanced_accuracy") if m in set(rows["metric"])]
     if not shown or not names:
         return message("No experiment was read line by line.")
-    many = len(shown) > FEW
+    running = [
+        name for name in shown if rows.loc[rows["experiment"] == name, "lines"].nunique() > 1
+    ]
     columns = 4
-    small = math.ceil(len(shown) / columns) if many else 0
-    figure = Sheet(DOUBLE, (50 + 36 * small) * MM)
+    below = math.ceil(len(running) / columns)
+    figure = Sheet(DOUBLE, (56 + 38 * below) * MM)
+    heights = [56, 38 * below] if below else [56]
     top, *rest = figure.body.subfigures(
-        2 if many else 1, 1, height_ratios=[50, 36 * small] if many else None, squeeze=False
+        len(heights), 1, height_ratios=heights, squeeze=False
     ).ravel()
 
-    def draw(axes: Axes, metric: str, experiment: str, *, band: bool, grey: bool = False) -> None:
+    def draw(axes: Axes, metric: str, experiment: str, line: Any, *, band: bool) -> None:
         data = rows[(rows["metric"] == metric) & (rows["experiment"] == experiment)]
         data = data.sort_values("lines")
         x, y = data["lines"].to_numpy(float), data["value"].to_numpy(float)
         low, high = data["low"].to_numpy(float), data["high"].to_numpy(float)
         style = styles[experiment]
-        colour = PALE if grey else style.colour
+        if band and len(x) > 1:
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.2, linewidth=0)
         if len(x) == 1:
-            axes.plot(x, y, style.marker, color=colour, zorder=1 if grey else 3)
-            if band:
-                axes.vlines(x, low, high, color=colour, linewidth=1)
-            return
-        if band:
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.vlines(x, low, high, color=style.colour, linewidth=1)
         axes.plot(
-            x, y, color=colour, linestyle="-" if grey else style.line,
-            linewidth=0.6 if grey else 1.1, zorder=1 if grey else 2,
-            marker="" if grey else style.marker, markevery=max(1, len(x) // 6), markersize=3,
+            x, y, color=style.colour, linestyle=line, linewidth=1.1, marker=style.marker,
+            markersize=3,
         )  # fmt: skip
 
     last = float(rows["lines"].max())
+    ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n <= last]
 
-    def finish(axes: Axes, metric: str) -> None:
-        if chance and metric in chance:
-            axes.axhline(chance[metric], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-        axes.set_xlim(0, last * 1.03)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    def finish(axes: Axes, metrics: Sequence[str]) -> None:
+        for metric in metrics:
+            if chance and metric in chance:
+                axes.axhline(chance[metric], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlim(0.9, last * 1.12)
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
         axes.grid(axis="y")
 
-    for axes, metric in zip(
-        np.ravel(top.subplots(1, len(names), squeeze=False)), names, strict=True
-    ):
+    panels = np.ravel(top.subplots(1, len(names), squeeze=False))
+    for axes, metric in zip(panels, names, strict=True):
         for experiment in shown:
-            draw(axes, metric, experiment, band=not many)
-        finish(axes, metric)
+            draw(axes, metric, experiment, styles[experiment].line, band=False)
+        finish(axes, [metric])
         axes.set_ylabel(METRIC_NAMES[metric])
         axes.set_xlabel("Scan lines seen")
-    if many:
-        metric = "balanced_accuracy" if "balanced_accuracy" in names else names[0]
-        grid = list(rest[0].subplots(small, columns, squeeze=False, sharex=True, sharey=True).flat)
-        for axes in grid[len(shown) :]:
-            axes.remove()
-        for axes, experiment in zip(grid, shown, strict=False):
-            for other in shown:
-                if other != experiment:
-                    draw(axes, metric, other, band=False, grey=True)
-            draw(axes, metric, experiment, band=True)
-            finish(axes, metric)
-            axes.set_title(_wrapped(experiment, 26))
-        for axes in _lowest(grid[: len(shown)], columns):
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("Scan lines seen")
-        for axes in grid[: len(shown) : columns]:
-            axes.set_ylabel(METRIC_NAMES[metric])
     _experiment_legend(figure, shown, styles, markers=True)
+    if not below:
+        return figure
+    grid = list(rest[0].subplots(below, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes in grid[len(running) :]:
+        axes.remove()
+    kinds: dict[str, Any] = dict(zip(names, ("-", "--"), strict=False))
+    for axes, experiment in zip(grid, running, strict=False):
+        for metric, line in kinds.items():
+            draw(axes, metric, experiment, line, band=True)
+        finish(axes, names)
+        axes.set_title(_wrapped(experiment, 26))
+        if settled and settled.get(experiment, math.nan) < last:
+            axes.axvline(settled[experiment], color="black", linewidth=0.8)
+    for axes in _lowest(grid[: len(running)], columns):
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("Scan lines seen")
+    handles = [Line2D([], [], color="black", linestyle=line) for line in kinds.values()]
+    grid[0].legend(
+        handles, [METRIC_NAMES[metric] for metric in kinds], fontsize=6, loc="upper left",
+        borderaxespad=0.1,
+    )  # fmt: skip
     return figure
 
 
@@ -896,8 +908,9 @@ def trade_offs(
 ) -> Sheet:
     """Draw what stopping early saves against what it spoils.
 
-    Lines are the best that any threshold and patience could do on these scans, chosen with
-    hindsight; a marker is what a rule did that was chosen on other scans.
+    Left, the Pareto curve of lines spent on bad scans against good scans stopped: the best that any
+    threshold and patience could do on these scans, chosen with hindsight; a marker is what a rule
+    did that was chosen on other scans. Right, the scan time that these rules saved.
 
     Parameters
     ----------
@@ -914,41 +927,62 @@ def trade_offs(
     shown = _present(experiments, trade_off)
     if not shown:
         return message("No experiment answers before the end of a scan.")
-    figure = Sheet(SINGLE, 70 * MM)
-    axes = figure.body.subplots()
+    figure = Sheet(DOUBLE, 74 * MM)
+    axes, time = figure.body.subplots(1, 2, width_ratios=[1.5, 1])
     least = 1e-3
-    for name in shown:
+    wanted = sorted(set(limits["limit"]))
+    for k, name in enumerate(shown):
         style = styles[name]
         rows = trade_off[trade_off["experiment"] == name].sort_values("wrong_stops", kind="stable")
-        x, y = rows["wrong_stops"].to_numpy(), np.maximum.accumulate(rows["saved"].to_numpy())
+        x, y = rows["wrong_stops"].to_numpy(), np.minimum.accumulate(rows["lines_spent"].to_numpy())
         axes.step(
-            100 * x.clip(min=least), 100 * y, where="post", color=style.colour, linestyle=style.line
+            100 * x.clip(min=least), y, where="post", color=style.colour, linestyle=style.line
         )
         tried = limits[limits["experiment"] == name].set_index(["figure", "limit"])
-        for limit in sorted(set(limits["limit"])):
-            wrong, saved = tried.loc[("wrong_stops", limit)], tried.loc[("saved", limit)]
+        for j, limit in enumerate(wanted):
+            wrong, spent = tried.loc[("wrong_stops", limit)], tried.loc[("lines_spent", limit)]
             axes.errorbar(
                 100 * max(wrong["value"], least),
-                100 * saved["value"],
-                xerr=_reach(wrong, least),
-                yerr=_reach(saved, 0.0),
+                spent["value"],
+                xerr=_reach(wrong, 100, least),
+                yerr=_reach(spent),
                 marker=style.marker, color=style.colour, linewidth=0.8, markersize=4,
+                markerfacecolor=style.colour if j else "white",
+            )  # fmt: skip
+            saved = tried.loc[("time_saved", limit)]
+            time.errorbar(
+                100 * saved["value"],
+                k + 0.5 * (j - (len(wanted) - 1) / 2) / len(wanted),
+                xerr=_reach(saved, 100),
+                marker=style.marker, color=style.colour, linewidth=0.8, markersize=4,
+                markerfacecolor=style.colour if j else "white",
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(100 * least, 100)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, None)
     axes.set_xticks([0.1, 1, 10, 100], ["≤ 0.1", "1", "10", "100"])
     axes.grid()
     axes.set_xlabel("Good scans stopped (%)")
-    axes.set_ylabel(f"Lines of bad scans saved (%)\nbad: {plain(', '.join(bad), 40)}")
+    axes.set_ylabel("Mean lines spent on a bad scan")
+    axes.set_title(f"Bad: {plain(', '.join(bad), 48)}", loc="left")
+    time.set_yticks(range(len(shown)), [_wrapped(name, 20) for name in shown])
+    time.set_ylim(len(shown) - 0.4, -0.6)
+    time.set_xlim(0, None)
+    time.tick_params(axis="y", length=0)
+    time.grid(axis="x")
+    time.set_xlabel("Scan time saved (% of all scans' lines)")
+    if wanted:
+        less, more = f"{100 * wanted[0]:g} %", " and ".join(f"{100 * g:g} %" for g in wanted[1:])
+        told = f"Wrong stops wanted: {less} (open)" + (f", {more} (filled)" if more else "")
+        time.set_title(told, loc="left")
     _experiment_legend(figure, shown, styles, markers=True)
     return figure
 
 
-def _reach(row: pd.Series, least: float) -> list[list[float]]:
-    """Return how far an interval reaches to either side of its value, in percent, [2, 1]."""
+def _reach(row: pd.Series, scale: float = 1.0, least: float = -math.inf) -> list[list[float]]:
+    """Return how far an interval reaches to either side of its value, times `scale`, [2, 1]."""
     value, low, high = (max(float(row[key]), least) for key in ("value", "low", "high"))
-    return [[100 * max(value - low, 0.0)], [100 * max(high - value, 0.0)]]
+    return [[scale * max(value - low, 0.0)], [scale * max(high - value, 0.0)]]
 
 
 def _macro(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:

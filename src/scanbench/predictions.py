@@ -122,9 +122,7 @@ def read_experiment(
         wrong columns, or disagrees with store and split; leakage is one such disagreement.
     """
     frames = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            path = path / "predictions.parquet"
+    for path in map(table_path, paths):
         frames.append(read_table(path, classes, f"experiment {name!r}: {path}"))
     if not frames:
         raise UserError(f"experiment {name!r}: no table of predictions is listed: name its runs")
@@ -160,6 +158,12 @@ def read_table(path: Path, classes: Sequence[str], where: str) -> pd.DataFrame:
     frame = _read(path, where)
     check_table(frame, classes, where)
     return frame[[*COLUMNS, *class_columns(classes)]]
+
+
+def table_path(path: str | Path) -> Path:
+    """Return the table of a run: the file itself, or that in the run's folder."""
+    path = Path(path)
+    return path / "predictions.parquet" if path.is_dir() else path
 
 
 def _read(path: Path, where: str) -> pd.DataFrame:

@@ -344,17 +344,27 @@ def _input_files(
 
 
 def _tables(material: Material) -> dict[str, tables.ResultTable]:
-    metrics = material.scores["metrics"]
+    metrics, progress = material.scores["metrics"], material.scores["progress"]
+    simulated = material.spec["simulated"]
     made = [
         tables.main_table(
             metrics,
             material.costs,
             material.evaluation.get("windows", {}),
-            simulated=material.spec["simulated"],
+            simulated=simulated,
             leaky=material.spec["scheme"] in LEAKY,
             confidence=_confidence(material),
         ),
         tables.class_table(metrics, material.experiments, material.classes),
+        tables.progress_table(metrics, progress, material.experiments, simulated=simulated),
+        tables.settled_table(
+            metrics, progress, material.experiments, within=_within(material), simulated=simulated
+        ),
+        tables.stop_table(
+            material.scores["stops"],
+            material.evaluation["settings"].get("stop_classes", ()),
+            simulated=simulated,
+        ),
         tables.cost_table(material.costs),
         tables.pair_table(material.scores["pairs"]),
         tables.exclusion_table(material.manifest, material.rejected, material.split),
@@ -376,12 +386,18 @@ def _confidence(material: Material) -> float:
     return float(material.evaluation["settings"]["confidence"])
 
 
+def _within(material: Material) -> float:
+    return float(material.evaluation["settings"]["settled_within"])
+
+
 def _drawings(material: Material) -> list[Drawing]:
     """Draw what every study shows."""
     scores, names, classes = material.scores, material.experiments, material.classes
     chance = {"auroc": 0.5, "balanced_accuracy": 1 / len(classes)}
     level = f"{_confidence(material):.0%}"
     baseline = material.evaluation["settings"].get("baseline")
+    within = _within(material)
+    settled = {name: tables.settled_from(scores["progress"], name, within) for name in names}
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
@@ -395,10 +411,12 @@ def _drawings(material: Material) -> list[Drawing]:
             title="How good, and how soon",
             caption="Metrics of the latest answer that each scan had when n of its lines were "
             f"measured: mean over seeds, with the {level} interval from resampling groups and "
-            "seeds. An experiment with one point answers only when the scan is over. "
-            "Dotted: guessing.",
-            figure=plotting.by_lines(scores["metrics"], names, chance),
-            inputs=["scores/metrics.csv"],
+            "seeds (below). An experiment with one point answers only when the scan is over. "
+            "Dotted: guessing. Vertical: from here on the AUROC lies at most "
+            f"{_within(material):g} below that of the last answer, by the lower end of the "
+            "interval of the paired difference.",
+            figure=plotting.by_lines(scores["metrics"], names, chance, settled),
+            inputs=["scores/metrics.csv", "scores/progress.csv"],
         ),
         Drawing(
             name="stopping",
@@ -407,7 +425,8 @@ def _drawings(material: Material) -> list[Drawing]:
             "threshold in so many answers in a row. Curves: the best that any threshold and any "
             "patience could do on these scans, with hindsight (all seeds). Markers: rules chosen, "
             "for a wanted share of good scans stopped, on the scans of all other folds, with the "
-            f"{level} interval from resampling groups and seeds.",
+            f"{level} interval from resampling groups and seeds. Right: the lines of bad scans "
+            "that these saved, as a share of the lines of all scans.",
             figure=plotting.trade_offs(
                 scores["stopping"],
                 scores["stops"],

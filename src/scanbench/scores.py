@@ -11,6 +11,7 @@ from scanbench.errors import UserError
 #: The columns that each table of scores must have.
 TABLE_COLUMNS = {
     "metrics": "experiment reading lines metric class value low high seeds groups scans rows",
+    "progress": "experiment metric lines difference low high",
     "pairs": "experiment_a experiment_b reading metric difference low high p p_holm",
     "roc": "experiment class seed fpr tpr",
     "confusion": "experiment seed true predicted count",

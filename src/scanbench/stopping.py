@@ -6,12 +6,16 @@ against the good scans that it stops. The threshold for a wanted rate of wrong s
 the held-out scans of all other folds and tried on those of one fold, so that no answer about a scan
 has a say in the rule that the scan is judged by. (Models of the other folds were trained on it.)
 
+`lasting` is what a threshold is compared with, here over whole tables of answers and in a `Watch`
+over those of a scan that is still running: one rule, wherever it is applied.
+
 Shape suffixes: N scans, T answers, H thresholds, B resamples, K groups, S seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +34,92 @@ THRESHOLDS = 400
 #: Columns of `trade_off` and of `limits_table`.
 TRADE_OFF = ("patience", "threshold", "wrong_stops", "saved", "lines_spent")
 LIMITS = ("limit", "figure", "value", "low", "high")
+
+#: What a rule did: shares of bad scans' lines saved and of good scans stopped, mean lines scanned
+#: of a bad scan, and the share of all scans' lines that were saved on bad ones.
+FIGURES = ("saved", "wrong_stops", "lines_spent", "time_saved")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What rules may be chosen from.
+
+    Parameters
+    ----------
+    limits
+        Largest shares of good scans that may be stopped.
+    patience
+        Numbers of answers in a row.
+    first_line
+        No rule stops a scan before so many lines.
+    """
+
+    limits: Sequence[float]
+    patience: Sequence[int]
+    first_line: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When a scan is stopped.
+
+    Parameters
+    ----------
+    threshold
+        At this probability of the bad classes or more; above 1: never.
+    patience
+        In so many answers in a row.
+    first_line
+        Not before so many lines.
+    """
+
+    threshold: float
+    patience: int
+    first_line: int = 1
+
+
+def lasting(bad_NT: Floats, seen_NT: Ints, patience: int, first_line: int) -> Floats:
+    """Return what a rule's threshold is compared with at each answer, [N, T].
+
+    That is the smallest probability of the last `patience` answers; −1, which reaches nothing,
+    where there are fewer, or before `first_line`.
+
+    Parameters
+    ----------
+    bad_NT
+        Probability of the bad classes at answers in a row; NaN past a scan's last.
+    seen_NT
+        Lines seen at each; 0 past the last.
+    patience, first_line
+        As in `Rule`.
+    """
+    lasting_NT = bad_NT
+    for _ in range(patience - 1):
+        before_NT = np.concatenate([np.full((len(bad_NT), 1), -1.0), lasting_NT[:, :-1]], axis=1)
+        lasting_NT = np.minimum(before_NT, bad_NT)
+    return np.where(seen_NT >= first_line, lasting_NT, -1.0)
+
+
+class Watch:
+    """A rule on the answers of one scan, as they come.
+
+    Parameters
+    ----------
+    rule
+        When to stop.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.bad: deque[float] = deque(maxlen=rule.patience)
+
+    def stops(self, bad: float, seen: int) -> bool:
+        """Tell whether the rule stops the scan at one more answer, given after `seen` lines."""
+        self.bad.append(bad)
+        bad_1T = np.array([self.bad])
+        seen_1T = np.full(bad_1T.shape, seen)
+        reached_1T = lasting(bad_1T, seen_1T, self.rule.patience, self.rule.first_line)
+        return bool(reached_1T[0, -1] >= self.rule.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +212,7 @@ def courses(
     )
 
 
-def stops(course: Courses, threshold_H: Floats, patience: int) -> Ints:
+def stops(course: Courses, threshold_H: Floats, patience: int, first_line: int = 1) -> Ints:
     """Return the lines that were scanned of each scan under each threshold, [N, H].
 
     A scan that is never stopped is scanned to its end.
@@ -131,24 +221,21 @@ def stops(course: Courses, threshold_H: Floats, patience: int) -> Ints:
     ----------
     course
         Courses of N scans.
-    threshold_H
-        Stop at this probability of the bad classes or more.
-    patience
-        In so many answers in a row.
+    threshold_H, patience, first_line
+        As in `Rule`.
     """
-    lasting_NT = course.bad_NT
-    for _ in range(patience - 1):
-        # The smallest of the last answers; a scan's first ones are too few.
-        before_NT = np.concatenate(
-            [np.full((len(lasting_NT), 1), -1.0), lasting_NT[:, :-1]], axis=1
-        )
-        lasting_NT = np.minimum(before_NT, course.bad_NT)
-    reached_NT = np.fmax.accumulate(lasting_NT, axis=1)
+    lasting_NT = lasting(course.bad_NT, course.seen_NT, patience, first_line)
+    reached_NT = np.maximum.accumulate(lasting_NT, axis=1)
     # It rises, so the first answer that reaches a threshold is found by bisection.
     first_NH = np.stack([np.searchsorted(reached_T, threshold_H) for reached_T in reached_NT])
     answers = course.bad_NT.shape[1]
     at_NH = np.take_along_axis(course.seen_NT, first_NH.clip(max=answers - 1), axis=1)
     return np.where(first_NH < answers, at_NH, course.lines_N[:, None])
+
+
+def scanned(course: Courses, rule: Rule) -> Ints:
+    """Return the lines that were scanned of each scan under a rule, [N]."""
+    return stops(course, np.array([rule.threshold]), rule.patience, rule.first_line)[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,34 +248,45 @@ class Outcome:
         Lines of a bad scan that were not scanned; 0 of a good one.
     bad_lines_N
         Lines of a bad scan; 0 of a good one.
+    lines_N
+        Lines of a scan.
     wrong_N
         1 for a good scan that was stopped.
-    good_N
-        1 for a good scan.
+    bad_N, good_N
+        1 for a bad and for a good scan.
     """
 
     saved_N: Floats
     bad_lines_N: Floats
+    lines_N: Floats
     wrong_N: Floats
+    bad_N: Floats
     good_N: Floats
 
     @classmethod
     def of(cls, course: Courses, scanned_N: Ints) -> Outcome:
         """Judge the lines that were scanned of each scan."""
-        good_N = ~course.is_bad_N
-        early_N = scanned_N < course.lines_N
+        bad_N, good_N = course.is_bad_N.astype(np.float64), (~course.is_bad_N).astype(np.float64)
         return cls(
-            saved_N=np.where(course.is_bad_N, course.lines_N - scanned_N, 0).astype(np.float64),
-            bad_lines_N=np.where(course.is_bad_N, course.lines_N, 0).astype(np.float64),
-            wrong_N=(good_N & early_N).astype(np.float64),
-            good_N=good_N.astype(np.float64),
+            saved_N=bad_N * (course.lines_N - scanned_N),
+            bad_lines_N=bad_N * course.lines_N,
+            lines_N=course.lines_N.astype(np.float64),
+            wrong_N=good_N * (scanned_N < course.lines_N),
+            bad_N=bad_N,
+            good_N=good_N,
         )
 
-    def rates(self, weight_BN: Floats) -> tuple[Floats, Floats]:
-        """Return the share of bad scans' lines saved and the rate of wrong stops, [B] each."""
-        saved_B = (weight_BN @ self.saved_N) / (weight_BN @ self.bad_lines_N)
-        wrong_B = (weight_BN @ self.wrong_N) / (weight_BN @ self.good_N)
-        return saved_B, wrong_B
+    def figures(self, weight_BN: Floats) -> dict[str, Floats]:
+        """Return each of `FIGURES` for each weighting of the scans, [B]; NaN where not defined."""
+        sums = {name: weight_BN @ getattr(self, name) for name in self.__dataclass_fields__}
+        spent_B = sums["bad_lines_N"] - sums["saved_N"]
+        with np.errstate(invalid="ignore"):  # a resample without a bad scan has no share saved
+            return {
+                "saved": sums["saved_N"] / sums["bad_lines_N"],
+                "wrong_stops": sums["wrong_N"] / sums["good_N"],
+                "lines_spent": spent_B / sums["bad_N"],
+                "time_saved": sums["saved_N"] / sums["lines_N"],
+            }
 
 
 def thresholds(course: Courses) -> Floats:
@@ -198,7 +296,7 @@ def thresholds(course: Courses) -> Floats:
     return np.append(inner, np.nextafter(1.0, 2.0) if inner[-1] <= 1 else inner[-1] + 1)
 
 
-def trade_off(course: Courses, patience: int) -> pd.DataFrame:
+def trade_off(course: Courses, patience: int, first_line: int = 1) -> pd.DataFrame:
     """Return, for each threshold, what a rule saves and spoils on these scans.
 
     Returns
@@ -208,7 +306,7 @@ def trade_off(course: Courses, patience: int) -> pd.DataFrame:
         scans' lines saved, and the mean lines scanned of a bad scan.
     """
     threshold_H = thresholds(course)
-    scanned_NH = stops(course, threshold_H, patience)
+    scanned_NH = stops(course, threshold_H, patience, first_line)
     good, bad = ~course.is_bad_N, course.is_bad_N
     early_NH = scanned_NH < course.lines_N[:, None]
     saved_H = (course.lines_N[bad, None] - scanned_NH[bad]).sum(0) / course.lines_N[bad].sum()
@@ -223,10 +321,8 @@ def trade_off(course: Courses, patience: int) -> pd.DataFrame:
     )
 
 
-def rules_for(
-    course: Courses, limits: Sequence[float], patience: Sequence[int]
-) -> list[tuple[float, int]] | None:
-    """Return, for each limit, the threshold and patience that save most on these scans within it.
+def rules_for(course: Courses, choice: Choice) -> list[Rule] | None:
+    """Return, for each limit, the rule that saves most on these scans within it.
 
     Of rules that save alike, the one with fewer wrong stops, then the higher threshold. Without
     both good and bad scans there is nothing to choose by: None.
@@ -235,47 +331,75 @@ def rules_for(
     ----------
     course
         Scans to choose on.
-    limits
-        Largest shares of good scans that may be stopped.
-    patience
-        Values to choose from.
+    choice
+        Limits, and what to choose from.
     """
     if not course.is_bad_N.any() or course.is_bad_N.all():
         return None
-    tried = pd.concat([trade_off(course, m) for m in patience], ignore_index=True).sort_values(
+    tried = pd.concat(
+        [trade_off(course, m, choice.first_line) for m in choice.patience], ignore_index=True
+    ).sort_values(
         ["saved", "wrong_stops", "threshold"], ascending=[False, True, False], kind="stable"
     )
-    best = [tried[tried["wrong_stops"] <= limit].iloc[0] for limit in limits]
-    return [(float(rule["threshold"]), int(rule["patience"])) for rule in best]
+    best = [tried[tried["wrong_stops"] <= limit].iloc[0] for limit in choice.limits]
+    return [
+        Rule(
+            threshold=float(row["threshold"]),
+            patience=int(row["patience"]),
+            first_line=choice.first_line,
+        )
+        for row in best
+    ]
 
 
-def cross_fitted(
-    course: Courses, limits: Sequence[float], patience: Sequence[int]
-) -> list[Outcome] | None:
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """Rules that were chosen on other scans than they were tried on; one seed.
+
+    Attributes
+    ----------
+    outcomes
+        What came of it, for each limit.
+    rules
+        Fold → for each limit, the rule for scans that the fold's model never saw.
+    """
+
+    outcomes: list[Outcome]
+    rules: Mapping[int, list[Rule]]
+
+
+def cross_fitted(course: Courses, choice: Choice) -> Tried | None:
     """Judge each fold's scans by the rules that were chosen on the scans of all others.
 
-    With a single fold, half of its groups choose for the other half. None where some fold's rules
-    cannot be chosen.
+    With a single fold, half of its groups choose for the other half, and the rules to go on with
+    are chosen on all of them. None where some fold's rules cannot be chosen.
     """
+    folds = np.unique(course.fold_N)
     part_N = course.fold_N
-    if len(np.unique(part_N)) == 1:
+    if len(folds) == 1:
         _, group_N = np.unique(course.group_N, return_inverse=True)
         part_N = group_N % 2
-    scanned_GN = np.tile(course.lines_N, (len(limits), 1))
+    scanned_GN = np.tile(course.lines_N, (len(choice.limits), 1))
+    chosen: dict[int, list[Rule]] = {}
     for part in np.unique(part_N):
-        rules = rules_for(course[part_N != part], limits, patience)
+        rules = rules_for(course[part_N != part], choice)
         if rules is None:
             return None
+        chosen[int(part)] = rules
         mine = part_N == part
-        for g, (threshold, wait) in enumerate(rules):
-            scanned_GN[g, mine] = stops(course[mine], np.array([threshold]), wait)[:, 0]
-    return [Outcome.of(course, scanned_N) for scanned_N in scanned_GN]
+        for g, rule in enumerate(rules):
+            scanned_GN[g, mine] = scanned(course[mine], rule)
+    if len(folds) == 1:
+        on_all = rules_for(course, choice)
+        assert on_all is not None, "each half had good and bad scans"
+        chosen = {int(folds[0]): on_all}
+    return Tried(outcomes=[Outcome.of(course, n_N) for n_N in scanned_GN], rules=chosen)
 
 
 def limits_table(
     course_S: Sequence[Courses],
+    tried_S: Sequence[Tried | None],
     limits: Sequence[float],
-    patience: Sequence[int],
     *,
     resamples: int,
     confidence: float,
@@ -287,17 +411,17 @@ def limits_table(
     ----------
     course_S
         The same scans in the same order under each seed of training.
+    tried_S
+        `cross_fitted` of each.
     limits
         Wanted shares of good scans stopped.
-    patience
-        Values to choose from.
     resamples, confidence, seed
         Of the bootstrap of groups and seeds behind the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        `limit,figure,value,low,high`, with figures `saved` and `wrong_stops`; means over seeds.
+        `limit,figure,value,low,high`, with the figures of `FIGURES`; means over seeds.
     """
     rng = np.random.default_rng(seed)
     group, unit_N = np.unique(course_S[0].group_N, return_inverse=True)
@@ -306,21 +430,17 @@ def limits_table(
     weight_BN = np.vstack([np.ones(len(unit_N)), drawn_BK[:, unit_N]])
     drawn_BS = rng.multinomial(len(course_S), np.full(len(course_S), 1 / len(course_S)), resamples)
     share_BS = np.vstack([np.ones(len(course_S)), drawn_BS]) / len(course_S)
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    none = dict.fromkeys(FIGURES, np.full(len(weight_BN), np.nan))
     rows = []
-    chosen_S = [cross_fitted(course, limits, patience) for course in course_S]
-    with np.errstate(invalid="ignore"):  # a resample without a bad scan has no share saved
-        for g, limit in enumerate(limits):
-            both_SB = [
-                (np.full(len(weight_BN), np.nan),) * 2
-                if chosen is None
-                else chosen[g].rates(weight_BN)
-                for chosen in chosen_S
-            ]
-            for k, figure in enumerate(("saved", "wrong_stops")):
-                value_B = (np.stack([pair[k] for pair in both_SB], axis=1) * share_BS).sum(1)
-                drawn_B = value_B[1:][np.isfinite(value_B[1:])]
-                tails = (1 - confidence) / 2, (1 + confidence) / 2
-                several = len(group) > 1 and len(drawn_B)
-                low, high = np.quantile(drawn_B, tails) if several else (np.nan, np.nan)
-                rows.append((limit, figure, value_B[0], low, high))
+    for g, limit in enumerate(limits):
+        figures_S = [
+            none if tried is None else tried.outcomes[g].figures(weight_BN) for tried in tried_S
+        ]
+        for name in FIGURES:
+            value_B = (np.stack([own[name] for own in figures_S], axis=1) * share_BS).sum(1)
+            drawn_B = value_B[1:][np.isfinite(value_B[1:])]
+            several = len(group) > 1 and len(drawn_B)
+            low, high = np.quantile(drawn_B, tails) if several else (np.nan, np.nan)
+            rows.append((limit, name, value_B[0], low, high))
     return pd.DataFrame(rows, columns=list(LIMITS))

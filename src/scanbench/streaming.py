@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scanbench.change import Drift
 from scanbench.errors import UserError, did_you_mean
 from scanbench.resample import area_weights, resampled_lines
 from scanbench.runs import AnswerTimes, Run
+from scanbench.stopping import Rule, Watch
 from scanbench.store import CONSTANT, NATURAL, FloatArray, line_statistics
 
 Event = dict[str, Any]
@@ -123,6 +125,11 @@ class MonitorOptions:
         both = sorted(set(self.stop) & set(self.recondition))
         if both:
             raise UserError(f"stop: {both[0]} stands in recondition too, take it out of one")
+
+    @property
+    def rule(self) -> Rule:
+        """When the probability of the classes of both lists together calls for advice."""
+        return Rule(threshold=self.threshold, patience=self.patience, first_line=self.first_line)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], classes: Sequence[str]) -> MonitorOptions:
@@ -391,29 +398,33 @@ _SAID = {
 _REPLACED = "; the last good line stands for it and the last answer is kept"
 
 
-@dataclass
 class Adviser:
     """Turn answers into `go on`, `stop` or `recondition`.
 
-    Probabilities of the classes of both lists are added. From `threshold` on an answer is bad, and
-    `patience` bad ones in a row are advice: that of the list with the larger share.
+    Probabilities of the classes of both lists are added and meet the rule of the options, of the
+    kind that an evaluation judges (`stopping`). The list with the larger share is advised.
+
+    Parameters
+    ----------
+    options
+        Lists and rule.
+    classes
+        Names of the classes that are answered about.
     """
 
-    options: MonitorOptions
-    classes: Sequence[str]
-    bad_in_a_row: int = 0
+    def __init__(self, options: MonitorOptions, classes: Sequence[str]) -> None:
+        listed = (options.stop, options.recondition, options.stop + options.recondition)
+        self.stop_C, self.recondition_C, self.bad_C = (
+            np.array([name in names for name in classes]) for names in listed
+        )
+        self.watch = Watch(options.rule)
 
     def advise(self, p_C: NDArray[np.float64], seen: int) -> str:
         """Return the advice after one more answer, given after `seen` lines."""
-        stop, recondition = (
-            sum(p for name, p in zip(self.classes, p_C, strict=True) if name in listed)
-            for listed in (self.options.stop, self.options.recondition)
-        )
-        bad = stop + recondition >= self.options.threshold
-        self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
-        if self.bad_in_a_row < self.options.patience or seen < self.options.first_line:
+        if not self.watch.stops(float(p_C[self.bad_C].sum()), seen):
             return "go on"
-        return "stop" if stop >= recondition else "recondition"
+        more = p_C[self.stop_C].sum() >= p_C[self.recondition_C].sum()
+        return "stop" if more else "recondition"
 
 
 def uncertainty(p_C: NDArray[np.float64]) -> float:
@@ -437,20 +448,15 @@ class Judge:
     def __init__(self, options: MonitorOptions, classes: Sequence[str]) -> None:
         self.options, self.classes = options, classes
         self.adviser = Adviser(options, classes)
-        self.average_C: NDArray[np.float64] | None = None
+        self.drift = Drift(options.smoothing)
 
     def judged(self, p_C: NDArray[np.float64], seen: int) -> Event:
         """Return what an event tells of one more answer, given after `seen` lines."""
-        if self.average_C is None:
-            self.average_C = p_C
-        # A simple score: how far the answer is from the mean of those before, by total variation.
-        change = 0.5 * float(np.abs(p_C - self.average_C).sum())
-        self.average_C = self.average_C + self.options.smoothing * (p_C - self.average_C)
         return {
             "answer_lines": seen,
             "p": {name: round(float(p), DIGITS) for name, p in zip(self.classes, p_C, strict=True)},
             "uncertainty": round(uncertainty(p_C), DIGITS),
-            "change": round(change, DIGITS),
+            "change": round(self.drift.push(p_C), DIGITS),
             "advice": self.adviser.advise(p_C, seen),
         }
 
@@ -614,5 +620,7 @@ class Monitor:
             logits_C = self.model.push(torch.from_numpy(line_P))
         if logits_C is None or not good:
             return
-        p_C = logits_C.double().softmax(-1).numpy()
+        # Through float32, as tables of predictions hold them: a rule that was chosen there is met
+        # by the same numbers here.
+        p_C = logits_C.double().softmax(-1).float().double().numpy()
         self.answer = self.judge.judged(p_C, len(self.x_LP))

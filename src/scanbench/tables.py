@@ -27,6 +27,10 @@ __all__ = [
     "pair_table",
     "part_table",
     "people_table",
+    "progress_table",
+    "settled_from",
+    "settled_table",
+    "stop_table",
     "write",
 ]
 
@@ -343,6 +347,154 @@ def class_table(
         title="AUROC of each class against the rest (interval).",
         raw=rows[["experiment", "class", "value", "low", "high"]],
         shown=_shown(shown),
+    )
+
+
+def settled_from(progress: pd.DataFrame, experiment: str, within: float) -> float:
+    """Return the lines from which on an experiment's AUROC is settled; NaN if it never is.
+
+    From there on, at every number of lines that was looked at, it lies below that of the last
+    answer by no more than `within`, by the lower end of the interval of the paired difference: a
+    claim of being no worse, not of being equal. What has no interval is never settled.
+
+    Parameters
+    ----------
+    progress
+        `progress.csv`.
+    experiment
+        Name.
+    within
+        `settled_within` of the evaluation.
+    """
+    rows = progress[(progress["experiment"] == experiment) & (progress["metric"] == "auroc")]
+    rows = rows.sort_values("lines", ascending=False)
+    holds = (rows["low"] >= -within).cummin()
+    return float(rows["lines"][holds].min()) if holds.any() else math.nan
+
+
+def progress_table(
+    metrics: pd.DataFrame, progress: pd.DataFrame, experiments: Sequence[str], *, simulated: bool
+) -> ResultTable:
+    """Return how good each experiment is after n lines, and how far that is from its end.
+
+    Parameters
+    ----------
+    metrics, progress
+        `metrics.csv` and `progress.csv`.
+    experiments
+        Names, in the order shown.
+    simulated
+        Whether the title must say so.
+    """
+    keys = ["experiment", "lines", "metric"]
+    macro = metrics[(metrics["reading"] == "lines") & (metrics["class"].fillna("") == "")]
+    columns = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
+    raw = macro[[*keys, "value", "low", "high"]].merge(
+        progress.rename(columns=columns)[[*keys, *columns.values()]], on=keys, validate="one_to_one"
+    )
+    shown = []
+    for name in experiments:
+        for lines, rows in raw[raw["experiment"] == name].astype({"lines": int}).groupby("lines"):
+            by = rows.set_index("metric")
+            cells = {METRIC_NAMES[metric]: _interval(by.loc[metric]) for metric in by.index}
+            change = by.loc["auroc", list(columns.values())].to_numpy(float)
+            shown.append(
+                {"Experiment": name, "Lines seen": f"{lines}"}
+                | cells
+                | {"AUROC, difference to the end": with_interval(*change)}
+            )
+    return ResultTable(
+        name="progress",
+        title=f"How good, and how soon{', on simulated scans' if simulated else ''}: the latest "
+        "answer that each scan had after so many lines (interval from resampling groups and "
+        "seeds).",
+        raw=raw,
+        shown=_shown(shown),
+    )
+
+
+def settled_table(
+    metrics: pd.DataFrame,
+    progress: pd.DataFrame,
+    experiments: Sequence[str],
+    *,
+    within: float,
+    simulated: bool,
+) -> ResultTable:
+    """Return from which line on each experiment's answer is settled, as `settled_from` has it."""
+    auroc = metrics[(metrics["metric"] == "auroc") & (metrics["class"].fillna("") == "")]
+    running = auroc[auroc["reading"] == "lines"].set_index(["experiment", "lines"])
+    final = auroc[auroc["reading"] == "scan"].set_index("experiment")
+    counts = sorted(set(progress["lines"]))
+    raw, shown = [], []
+    for name in experiments:
+        settled = settled_from(progress, name, within)
+        raw.append({"experiment": name, "settled_from": settled, "within": within})
+        shown.append(
+            {"Experiment": name}
+            | {
+                f"After {n}": _interval(running.loc[(name, n)])
+                if (name, n) in running.index
+                else "–"
+                for n in counts
+                if n in SETTLED_SHOWN
+            }
+            | {"At the end": _interval(final.loc[name]), "Settled from line": _count(settled)}
+        )
+    return ResultTable(
+        name="settled",
+        title=f"From which line on the AUROC{' on simulated scans' if simulated else ''} is at "
+        f"most {within:g} below that of the last answer, by the lower end of the interval of the "
+        "paired difference, at this line and all later ones that were looked at.",
+        raw=pd.DataFrame(raw),
+        shown=_shown(shown),
+    )
+
+
+#: Numbers of lines that `settled_table` shows beside the end.
+SETTLED_SHOWN = (5, 10, 15, 20)
+
+#: What a stopping rule did (`stopping.FIGURES`), each with its title.
+STOP_FIGURES = {
+    "wrong_stops": "Good scans stopped",
+    "saved": "Lines of bad scans saved",
+    "lines_spent": "Lines spent on a bad scan",
+    "time_saved": "Scan time saved",
+}
+
+
+def stop_table(stops: pd.DataFrame, bad: Sequence[str], *, simulated: bool) -> ResultTable:
+    """Return what stopping rules did that were chosen on other scans.
+
+    Parameters
+    ----------
+    stops
+        `stops.csv`.
+    bad
+        Classes for which a scan is stopped.
+    simulated
+        Whether the title must say so.
+    """
+    shown = []
+    for _, rows in stops.groupby(["experiment", "limit"], sort=False):
+        by, limit = rows.set_index("figure"), float(rows["limit"].iloc[0])
+        cells = {}
+        for figure, title in STOP_FIGURES.items():
+            value = by.loc[figure, ["value", "low", "high"]].to_numpy(float)
+            share = figure != "lines_spent"
+            cells[title] = with_interval(*(100 * value if share else value), digits=1)
+            cells[title] += " %" if share and not math.isnan(value[0]) else ""
+        shown.append(
+            {"Experiment": str(rows["experiment"].iloc[0]), "Wanted at most": f"{100 * limit:g} %"}
+            | cells
+        )
+    return ResultTable(
+        name="stopping",
+        title=f"What stopping bad {'simulated ' if simulated else ''}scans early saves (bad: "
+        f"{', '.join(bad)}): rules chosen on the scans of other folds for a wanted share of good "
+        "scans stopped (interval). Scan time saved: lines of bad scans saved, of all scans' lines.",
+        raw=stops,
+        shown=_shown(shown, ("Experiment", "Wanted at most", *STOP_FIGURES.values())),
     )
 
 

@@ -672,9 +672,13 @@ def _told(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted_numbers(model: nn.Module) -> int:
-    """Return how many numbers training finds: parameters, and what `fit` keeps in buffers."""
-    fitted: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    fitted += model.buffers() if hasattr(model, "fit") else []
+    """Return how many numbers training finds: parameters, and what `fit` keeps in buffers.
+
+    A part of a model that has a `fit` of its own counts like a model that has one.
+    """
+    fitted: set[Tensor] = {p for p in model.parameters() if p.requires_grad}
+    for module in model.modules():
+        fitted.update(module.buffers() if hasattr(module, "fit") else ())
     return sum(tensor.numel() for tensor in fitted)
 
 

@@ -21,6 +21,7 @@ LINES = 32
 COLUMNS = {
     "pairs": ["experiment_a", "experiment_b", "reading", "metric", "difference", "low", "high", "p",
               "p_holm", "seeds", "groups", "scans"],
+    "progress": ["experiment", "metric", "lines", "difference", "low", "high"],
     "stopping": ["experiment", "patience", "threshold", "wrong_stops", "saved", "lines_spent"],
     "stops": ["experiment", "limit", "figure", "value", "low", "high"],
 }  # fmt: skip
@@ -274,10 +275,22 @@ def write(
                 }
             )
         for limit in (0.01, 0.05):
-            for figure, value in (("saved", limit**0.5 + 0.02 * k), ("wrong_stops", limit)):
+            for figure, value in (
+                ("saved", limit**0.5 + 0.02 * k),
+                ("wrong_stops", limit),
+                ("lines_spent", 100 - 200 * limit),
+                ("time_saved", limit),
+            ):
                 stops.append({"experiment": name, "limit": limit, "figure": figure, "value": value,
                               "low": 0.5 * value, "high": 1.5 * value})  # fmt: skip
 
+    progress = [
+        {"experiment": m["experiment"], "metric": m["metric"], "lines": m["lines"],
+         **{key: k * (int(m["lines"]) / LINES - 1)
+            for key, k in (("difference", 1), ("low", 1.2), ("high", 0.8))}}
+        for m in metrics
+        if m["reading"] == "lines" and not m["class"] and m["metric"] in GROUP_METRICS[:2]
+    ]  # fmt: skip
     pairs = []
     macro = {(m["experiment"], m["metric"]): m["value"] for m in metrics
              if m["reading"] == "scan" and not m["class"]}  # fmt: skip
@@ -296,7 +309,7 @@ def write(
     for name, rows in {
         "metrics": metrics, "pairs": pairs, "roc": roc, "confusion": confusion,
         "calibration": calibration, "groups": by_group, "examples": examples,
-        "stopping": stopping, "stops": stops,
+        "stopping": stopping, "stops": stops, "progress": progress,
     }.items():  # fmt: skip
         pd.DataFrame(rows, columns=COLUMNS.get(name)).to_csv(tables / f"{name}.csv", index=False)
     (tables / "evaluate.json").write_text(
@@ -304,7 +317,7 @@ def write(
             {
                 "caution": f"There are only {groups} test groups.",
                 "best": names[-1],
-                "settings": {"confidence": 0.95},
+                "settings": {"confidence": 0.95, "settled_within": 0.01},
                 "seeds": list(range(seeds)),
                 "folds": [0],
                 "groups": groups,

@@ -31,8 +31,8 @@ SAMPLES = {
     "windows": WINDOWS,
 }
 SKILL = {"whole": 1.0, "rolling": 2.5, "windows": 0.3}
-FILES = ["metrics", "pairs", "roc", "confusion", "calibration", "groups", "examples", "stopping",
-         "stops"]  # fmt: skip
+FILES = ["metrics", "progress", "pairs", "roc", "confusion", "calibration", "groups", "examples",
+         "stopping", "stops"]  # fmt: skip
 
 
 class Study:
@@ -103,6 +103,7 @@ def test_tables_have_the_columns_of_the_contract(study):
         "metrics": "experiment,reading,lines,metric,class,value,low,high,seeds,groups,scans,rows",
         "pairs": "experiment_a,experiment_b,reading,metric,difference,low,high,p,p_holm,"
         "seeds,groups,scans",
+        "progress": "experiment,metric,lines,difference,low,high",
         "roc": "experiment,class,seed,fpr,tpr",
         "confusion": "experiment,seed,true,predicted,count",
         "calibration": "experiment,bin_low,bin_high,confidence,accuracy,count",
@@ -120,7 +121,7 @@ def test_the_same_inputs_give_the_same_bytes(study):
     study.evaluate("second")
     first, second = (sorted((study.folder / name).iterdir()) for name in ("first", "second"))
     assert [path.name for path in first] == sorted(
-        [*(f"{name}.csv" for name in FILES), "evaluate.json"]
+        [*(f"{name}.csv" for name in FILES), "evaluate.json", "policy.json"]
     )
     assert [sha256_of(path) for path in first] == [sha256_of(path) for path in second]
 
@@ -131,6 +132,30 @@ def test_stopping_is_judged_of_models_that_answer_while_a_scan_runs(study):
     assert set(tables["stopping"]["experiment"]) == set(tables["stops"]["experiment"]) == early
     assert set(tables["stopping"]["patience"]) == {1, 2}
     assert tables["stops"].groupby(["experiment", "figure"]).size().eq(1).all()
+    policy = json.loads((study.folder / "tables/policy.json").read_text())
+    assert policy["classes"] == [CLASSES[3]]
+    assert [(p["experiment"], p["limit"]) for p in policy["policies"]] == [
+        ("rolling", 0.1), ("windows", 0.1)
+    ]  # fmt: skip
+    for own in policy["policies"]:
+        stops = tables["stops"].set_index(["experiment", "figure"]).loc[own["experiment"]]
+        for figure, value in own["expected"].items():
+            assert value["value"] == pytest.approx(stops.loc[figure, "value"], rel=1e-6)
+        assert [(rule["fold"], rule["seed"]) for rule in own["rules"]] == [(0, 0), (0, 1)]
+
+
+def test_progress_is_the_difference_to_the_last_answer(study):
+    tables = study.evaluate()
+    metrics, progress = tables["metrics"], tables["progress"]
+    macro = metrics[metrics["class"].isna()].set_index(["experiment", "metric", "reading", "lines"])
+    final = macro.xs("scan", level="reading").droplevel("lines")["value"]
+    for row in progress.to_dict("records"):
+        own = row["experiment"], row["metric"]
+        value = macro.loc[(*own, "lines", row["lines"]), "value"]
+        assert row["difference"] == pytest.approx(value - final[own], abs=1e-7)
+        assert row["low"] <= row["difference"] <= row["high"]
+    at_end = progress[progress["lines"] == LINES]
+    assert (at_end[["difference", "low", "high"]] == 0).all(axis=None)
 
 
 def test_without_a_class_to_stop_for_no_rule_is_judged(study):

@@ -155,7 +155,8 @@ def test_every_parameter_is_there_from_the_start_and_gets_a_gradient(name: str) 
 
 @every_model
 def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
-    if hasattr(small(name), "fit"):
+    # A model with a part that is fitted has no head to exchange; `start` refuses a new one.
+    if any(hasattr(module, "fit") for module in small(name).modules()):
         return
     options = spec(name)["options"] | ({"outputs": 0} if name == "vit-prefix" else {})
     few, more = (

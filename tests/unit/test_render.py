@@ -19,7 +19,10 @@ FIGURES = {
     "agreement", "calibration", "confusion", "dataset", "differences", "examples", "groups",
     "learning", "lines", "roc", "scans", "stopping",
 }  # fmt: skip
-TABLES = {"audit", "classes", "costs", "exclusions", "main", "pairs", "split"}
+TABLES = {
+    "audit", "classes", "costs", "exclusions", "main", "pairs", "progress", "settled", "split",
+    "stopping",
+}  # fmt: skip
 HOSTILE = "<script>alert(1)</script>"
 
 

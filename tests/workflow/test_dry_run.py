@@ -61,7 +61,7 @@ def test_the_ablations_plan_each_run_once_and_quickly(
 def test_the_full_study_plans_exactly_its_runs(project: Project) -> None:
     done = project.run("snakemake", "--dry-run", "--quiet", "rules")
     counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
-    assert counts["train"] == counts["predict"] == str(8 * 5 * 3)
+    assert counts["train"] == counts["predict"] == str(9 * 5 * 3)
 
 
 def test_what_leakage_is_worth_plans_three_splits_of_one_data_set(project: Project) -> None:

@@ -298,6 +298,46 @@ def curves_scores(wildcards):
     return f"results/comparisons/{comparison}/scores"
 
 
+def tip_change_data(name):
+    """Give a function for a file or folder of the data set that tip changes are looked for in."""
+
+    def path(wildcards):
+        return f"results/data/{config['tip_changes'][wildcards.tip_change]['dataset']}/{name}"
+
+    return path
+
+
+def tip_change_split(wildcards):
+    """Give the split that tip changes are looked for under."""
+    wanted = config["tip_changes"][wildcards.tip_change]
+    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
+
+
+def tip_change_run(name):
+    """Give a function for a file of the run that scores lines."""
+
+    def path(wildcards):
+        wanted = config["tip_changes"][wildcards.tip_change]
+        keys = ("experiment", "fold", "seed")
+        run = {key: getattr(wildcards, key) for key in keys}
+        folder = plan.RUN.format(
+            dataset=wanted["dataset"], split=wanted["split"], **run
+        )
+        return f"results/{folder}/{name}"
+
+    return path
+
+
+def tip_change_scores(wildcards):
+    """List the scores of all runs that tip changes are looked for with."""
+    return [
+        "results/tip-changes/{}/scores/{experiment}/fold{fold}-seed{seed}.parquet".format(
+            wildcards.tip_change, **run
+        )
+        for run in plan.tip_change_runs(config, wildcards.tip_change)
+    ]
+
+
 def targets(_):
     """List the pages of the targets; where there is no page, their figure."""
     pages = [
@@ -308,6 +348,7 @@ def targets(_):
         "curves": "results/curves/{}/curves.svg",
         "explanations": "results/explanations/{}/checks.svg",
         "anomalies": "results/anomalies/{}/anomaly.svg",
+        "tip_changes": "results/tip-changes/{}/tip-change.svg",
     }
     return pages + [
         path.format(name)

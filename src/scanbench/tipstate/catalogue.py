@@ -63,7 +63,13 @@ def option_fields(name: str) -> dict[str, tuple[str, Any]]:
         None,
     )
     assert options is not None, f"{path}: a model needs a dataclass named Options"
-    return {
+    fields: dict[str, tuple[str, Any]] = {}
+    for base in options.bases:
+        # A model made of others has their options: `class Options(causal.Options)`.
+        module, _, kind = ast.unparse(base).rpartition(".")
+        assert kind == "Options", f"{path}: Options may rest on the Options of other models only"
+        fields |= option_fields(module.replace("_", "-"))
+    return fields | {
         node.target.id: (ast.unparse(node.annotation), _default(node, path))
         for node in options.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

@@ -20,8 +20,9 @@ from rich.text import Text
 from scanbench import plotting
 from scanbench.errors import UserError
 from scanbench.files import replacing
+from scanbench.policy import monitor_spec, split_limit
 from scanbench.predictions import class_columns
-from scanbench.runs import load_run
+from scanbench.runs import Run, load_run
 from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo, begun
 from scanbench.tipstate.figures import Example, Picture, scan_answer
 from scanbench.tipstate.line_sources import EVENTS, RECORDING, Waiting, open_source, to_json
@@ -39,6 +40,7 @@ def stream(
     source: str,
     spec: Mapping[str, Any] | None = None,
     *,
+    policy: str | None = None,
     follow: bool = False,
     view: bool = False,
     record: Path | None = None,
@@ -57,6 +59,9 @@ def stream(
         See `line_sources.open_source`.
     spec
         Keys of `MonitorOptions`; by default, the classes of `BAD` that the run knows mean stop.
+    policy
+        `FILE[:limit]`: take classes and rule from the `policy.json` of a comparison. `spec` may
+        then divide the classes between `stop` and `recondition`, but not change the rule.
     follow
         Wait for what is still to be measured.
     view
@@ -82,8 +87,7 @@ def stream(
     for name, value in {"--lines": lines, "--pixels": pixels}.items():
         if value is not None and not 1 <= value <= 2**16:
             raise UserError(f"{name}: {value} is not possible, give 1 to {2**16}")
-    bad = [name for name in BAD if name in trained.classes]
-    options = MonitorOptions.of({"stop": bad, **(spec or {})}, trained.classes)
+    options = monitor_options(trained, run, spec or {}, policy)
     monitor = Monitor(trained, options)
     reading = ReadOptions.recorded(meta["ingest"])
     if "directions" in reading:
@@ -116,6 +120,35 @@ def stream(
                 said = [*said, event["message"]][-3:]
             if screen is not None and event["event"] == "line":
                 screen.update(shown(event, monitor.info, trained.classes, said))
+
+
+def monitor_options(
+    trained: Run, run: Path, spec: Mapping[str, Any], policy: str | None
+) -> MonitorOptions:
+    """Return the options of a monitor: from a policy's file, the user's, and the defaults.
+
+    Raises
+    ------
+    UserError
+        If an option or the file is wrong, or both say something of the rule.
+    """
+    if policy is None:
+        bad = [name for name in BAD if name in trained.classes]
+        return MonitorOptions.of({"stop": bad, **spec}, trained.classes)
+    path, limit = split_limit(policy)
+    given = monitor_spec(path, limit, run, trained.meta)
+    for key in ("threshold", "patience", "first_line"):
+        if key in spec:
+            raise UserError(f"--spec: {key}: is the policy's to say; leave it or --policy out")
+    recondition = [name for name in spec.get("recondition", ()) if name in given["stop"]]
+    given["stop"] = [name for name in given["stop"] if name not in recondition]
+    options = MonitorOptions.of({**given, **spec}, trained.classes)
+    if odd := set(options.stop + options.recondition) ^ set(given["stop"] + recondition):
+        raise UserError(
+            f"--spec: {sorted(odd)[0]!r}: the policy's rule was chosen for "
+            f"{', '.join(given['stop'] + recondition)}; divide these between stop and recondition"
+        )
+    return options
 
 
 def shown(event: Event, info: ScanInfo, classes: Iterable[str], said: Iterable[str]) -> Group:

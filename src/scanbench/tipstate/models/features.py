@@ -17,8 +17,11 @@ from torch.nn import functional as F
 
 from scanbench.tipstate.models._linear import fit_linear
 
-#: Below this, a share of power is none, and the standard deviation of a feature means a constant.
+#: Below this, a share of power is none.
 TINY = 1e-6
+#: Below this, the standard deviation of a feature means a constant: what normalisation made equal
+#: differs by rounding, which must not be blown up. All features are pure numbers of order one.
+STEADY = 1e-3
 #: Below this, the roughness of a line means that it is constant: far below what an instrument
 #: resolves in any unit that scans come in (ångström, picoampere, volt, level).
 FLAT = 1e-12
@@ -137,6 +140,8 @@ def summarise(s_BLK: Tensor, n_B: Tensor) -> Tensor:
 
     Quantiles are the nearest rank. Where no line counts, all are 0.
     """
+    if s_BLK.shape[1] == 0:  # a single line has no step
+        s_BLK = s_BLK.new_zeros(len(s_BLK), 1, s_BLK.shape[2])
     exists_BL1 = torch.arange(s_BLK.shape[1], device=s_BLK.device)[:, None] < n_B[:, None, None]
     s_BLK = s_BLK.where(exists_BL1, 0.0)
     n_B1 = n_B.clamp(min=1)[:, None]
@@ -199,7 +204,7 @@ class Model(nn.Module):
             ]
         ).double()
         mean_F, scale_F = feature_NF.mean(0), feature_NF.std(0, correction=0)
-        scale_F[scale_F < TINY] = 1.0
+        scale_F[scale_F < STEADY] = 1.0
         coefficient_CF, intercept_C = fit_linear(
             (feature_NF - mean_F) / scale_F,
             labels_N,

@@ -1,0 +1,202 @@
+"""Stopping rules on file: from the evaluation that chose them to the monitor that keeps them.
+
+`policy.json` stands beside the tables of a comparison (docs/formats.md). It holds, for each
+experiment and each wanted share of wrong stops, what came of the rules on scans that had no say in
+them, and the rule of each run: the one that was chosen without the scans that the run was tried on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scanbench.errors import UserError, did_you_mean
+from scanbench.files import sha256_of
+from scanbench.stopping import FIGURES, Tried
+
+SCHEMA_VERSION = 1
+#: Keys of a policy file; each of them is needed.
+KEYS = ("classes", "first_line", "policies", "predictions", "split_sha256", "store_sha256")
+
+
+def policy_document(
+    *,
+    classes: Sequence[str],
+    first_line: int,
+    store_sha256: str,
+    split_sha256: str,
+    predictions: Mapping[str, Sequence[str]],
+    policies: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the content of `policy.json`.
+
+    Parameters
+    ----------
+    classes
+        For which a scan is stopped.
+    first_line
+        Before which no rule stops a scan.
+    store_sha256, split_sha256
+        What the predictions are of.
+    predictions
+        Experiment → SHA-256 of each of its tables of predictions.
+    policies
+        From `policies`.
+    names
+        Of the comparison, its data set and its split, where they have any.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **names,
+        "classes": list(classes),
+        "first_line": first_line,
+        "store_sha256": store_sha256,
+        "split_sha256": split_sha256,
+        "predictions": {name: sorted(hashes) for name, hashes in predictions.items()},
+        "policies": list(policies),
+    }
+
+
+def policies(
+    experiment: str,
+    tried: Mapping[int, Tried | None],
+    table: pd.DataFrame,
+) -> list[dict[str, Any]]:
+    """Return the policies of one experiment, one for each limit, as plain builtins.
+
+    Parameters
+    ----------
+    experiment
+        Its name.
+    tried
+        Seed of training → the rules that were tried.
+    table
+        `stopping.limits_table` of them.
+    """
+    result = []
+    for g, limit in enumerate(dict.fromkeys(table["limit"].tolist())):
+        figures = table[table["limit"] == limit].set_index("figure")
+        rules = [
+            {
+                "fold": fold,
+                "seed": seed,
+                # No rule keeps so small a limit: such a one never stops a scan.
+                "threshold": rules[g].threshold if rules[g].threshold <= 1 else None,
+                "patience": rules[g].patience,
+            }
+            for seed, own in sorted(tried.items())
+            if own is not None
+            for fold, rules in sorted(own.rules.items())
+        ]
+        result.append(
+            {
+                "experiment": experiment,
+                "limit": limit,
+                "expected": {
+                    name: {
+                        key: None if pd.isna(figures.loc[name, key]) else figures.loc[name, key]
+                        for key in ("value", "low", "high")
+                    }
+                    for name in FIGURES
+                },
+                "rules": rules,
+            }
+        )
+    return result
+
+
+def split_limit(text: str) -> tuple[Path, float | None]:
+    """Return file and limit of `FILE[:limit]`."""
+    name, colon, tail = text.rpartition(":")
+    try:
+        return (Path(name), float(tail)) if colon else (Path(text), None)
+    except ValueError:
+        return Path(text), None
+
+
+def monitor_spec(
+    path: Path, limit: float | None, run: Path, meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of a monitor that keeps a run's rule.
+
+    Parameters
+    ----------
+    path
+        `policy.json`.
+    limit
+        Share of wrong stops that the rule was chosen for; None: the smallest in the file.
+    run, meta
+        Folder of the run, and its `model.json`.
+
+    Returns
+    -------
+    dict
+        `stop`, `threshold`, `patience`, `first_line`, as in `MonitorOptions`.
+
+    Raises
+    ------
+    UserError
+        If the file is damaged, knows nothing of the run, or was made from other predictions than
+        those of this run, so that its thresholds mean nothing for it.
+    """
+    found = _read(path)
+    own = [p for p in found["policies"] if p["experiment"] == meta["name"]]
+    if not own:
+        known = sorted({p["experiment"] for p in found["policies"]})
+        raise UserError(
+            f"{path}: holds no policy for {meta['name']!r}; {did_you_mean(meta['name'], known)}"
+            if known
+            else f"{path}: holds no policy: no experiment answers before the end of a scan"
+        )
+    for key in ("store_sha256", "split_sha256"):
+        if found[key] != meta[key]:
+            raise UserError(
+                f"{path}: was made on another data set or division of it than {run} ({key}); give "
+                "the policy.json of a comparison with this run"
+            )
+    predictions = run / "predictions.parquet"
+    hashes: Iterable[str] = found["predictions"].get(meta["name"], ())
+    if predictions.is_file() and sha256_of(predictions) not in hashes:
+        raise UserError(
+            f"{path}: was made from other predictions than {predictions}; evaluate again"
+        )
+    limits = [p["limit"] for p in own]
+    wanted = min(limits) if limit is None else limit
+    if wanted not in limits:
+        known_limits = ", ".join(f"{value:g}" for value in limits)
+        raise UserError(f"{path}:{wanted:g}: no such limit; there are {known_limits}")
+    policy = own[limits.index(wanted)]
+    mine = [r for r in policy["rules"] if (r["fold"], r["seed"]) == (meta["fold"], meta["seed"])]
+    if not mine:
+        raise UserError(
+            f"{path}: holds no rule for fold {meta['fold']}, seed {meta['seed']} of "
+            f"{meta['name']!r}; give a run of this comparison"
+        )
+    if mine[0]["threshold"] is None:
+        raise UserError(
+            f"{path}:{wanted:g}: no rule of {meta['name']!r} stops so few good scans; take a "
+            "larger limit"
+        )
+    return {
+        "stop": found["classes"],
+        "threshold": mine[0]["threshold"],
+        "patience": mine[0]["patience"],
+        "first_line": found["first_line"],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a policy.json") from None
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path}: is no policy of schema_version {SCHEMA_VERSION}; evaluate again")
+    if missing := [key for key in KEYS if key not in document]:
+        raise UserError(f"{path}: key {missing[0]!r} is missing; evaluate again")
+    return document
