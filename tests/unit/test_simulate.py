@@ -15,6 +15,14 @@ from hypothesis import strategies as st
 
 from scanbench.errors import UserError
 from scanbench.tipstate import CLASSES
+from scanbench.tipstate.materials import (
+    DIMER_SPACING,
+    MATERIALS,
+    ROW_SPACING,
+    SurfaceParameters,
+    dimer_cell,
+    make_surface,
+)
 from scanbench.tipstate.simulate import (
     ScanParameters,
     Spec,
@@ -25,18 +33,14 @@ from scanbench.tipstate.simulate import (
     simulate_scan,
 )
 from scanbench.tipstate.surface import (
-    DIMER_SPACING,
-    LAYER,
-    ROW_SPACING,
     Apex,
-    SurfaceParameters,
     constant_current_height,
-    make_surface,
     perfect_surface,
     tunnelling_current,
 )
 from scanbench.tipstate.tip import Resolution, cell_image, draw_tip, resolution
 
+LAYER = MATERIALS["h-si100"].layer
 SHARP, BLUNT = (Apex(radius=0.3),), (Apex(radius=30.0),)
 
 
@@ -47,6 +51,7 @@ def clean(**changes) -> SurfaceParameters:
         "missing": 0.0,
         "dangling": 0.0,
         "adsorbates": 0.0,
+        "charges": 0.0,
         "step": 0,
         "seed": 1,
     }
@@ -117,7 +122,7 @@ def test_the_corrugation_along_a_row_is_that_of_the_fourier_series():
 )
 def test_the_perfect_surface_repeats_with_the_2x1_cell(x, y, rows, n):
     here, there = (
-        constant_current_height(perfect_surface(), SHARP, np.array([a]), np.array([b]), 4.0)
+        constant_current_height(perfect_surface(dimer_cell(3.0)), SHARP, np.array([a]), np.array([b]), 4.0)
         for a, b in ((x, y), (x + rows * ROW_SPACING, y + n * DIMER_SPACING))
     )
     assert here == pytest.approx(there, abs=2e-3)
@@ -140,19 +145,19 @@ def test_a_sharper_tip_resolves_more(sharp, more, gap, split):
     [(0.2, "atoms"), (2.2, "asymmetry/dimer"), (5.0, "rows"), (30.0, "defect")],
 )
 def test_blunting_a_tip_loses_atoms_then_dimers_then_rows(radius, state):
-    assert resolution((Apex(radius=radius),), 3.8, 0, 3.2).state == state
+    assert resolution((Apex(radius=radius),), 3.8, 0, 3.5).state == state
 
 
 @pytest.mark.parametrize(("x", "height"), [(2.0, -0.3), (5.0, 0.0)])
 def test_a_second_apex_fills_the_saddle_or_makes_one_atom_of_each_dimer_the_higher(x, height):
     double = (Apex(radius=0.2), Apex(radius=0.2, x=x, height=height))
-    assert resolution(double[:1], 3.8, 0, 3.2).state == "atoms"
-    assert resolution(double, 3.8, 0, 3.2).state == "asymmetry/dimer"
+    assert resolution(double[:1], 3.8, 0, 3.35).state == "atoms"
+    assert resolution(double, 3.8, 0, 3.35).state == "asymmetry/dimer"
 
 
 def test_equal_apexes_far_apart_draw_ghosts():
     assert resolution((*SHARP, Apex(radius=0.3, x=20)), 3.8).state == "defect"
-    assert resolution((*SHARP, Apex(radius=0.3, x=20, height=-3)), 3.8, 0, 3.2).state == "atoms"
+    assert resolution((*SHARP, Apex(radius=0.3, x=20, height=-3)), 3.8, 0, 3.5).state == "atoms"
 
 
 @pytest.mark.parametrize("state", CLASSES)
@@ -174,10 +179,20 @@ def test_tips_drawn_with_a_margin_are_not_near_a_threshold(state, seed):
 
 
 def test_a_tip_is_clear_up_to_its_distance_from_a_threshold():
-    # Rows 5 pm: 1.67 times the threshold; dimers 1 pm: half of theirs.
-    rows = Resolution(rows=0.05, dimers=0.01, split=0.0, balance=0.0, ghosts=0.0)
+    # Rows 2.5 pm: 1.67 times the threshold; dimers 0.5 pm: half of theirs.
+    rows = Resolution(rows=0.025, dimers=0.005, split=0.0, balance=0.0, ghosts=0.0)
     assert rows.state == "rows"
     assert [rows.is_clear(margin) for margin in (1, 1.6, 1.7, 2.1)] == [True, True, False, False]
+
+
+def test_what_counts_is_what_shows_beside_the_rows():
+    faint = {"split": 0.0, "balance": 0.0, "ghosts": 0.0}
+    assert Resolution(rows=0.3, dimers=0.05, **faint).state == "rows"
+    assert Resolution(rows=0.1, dimers=0.05, **faint).state == "asymmetry/dimer"
+    assert Resolution(rows=0.1, dimers=0.05, split=0.02, balance=1, ghosts=0).state == "atoms"
+    assert Resolution(rows=0.2, dimers=0.08, split=0.02, balance=1, ghosts=0).state == (
+        "asymmetry/dimer"
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -422,7 +437,7 @@ def test_scans_of_a_session_share_orientation_and_size():
     ("spec", "words"),
     [
         (
-            {"gap_angstrom": [6, 6], "scans": 4, "sessions": 1},
+            {"gap_angstrom": [9, 9], "scans": 4, "sessions": 1},
             "gap_angstrom: no tip in state 'atoms'",
         ),
         ({"scan": 5}, "unknown key 'scan'"),
