@@ -165,6 +165,11 @@ def curves(args: Arguments) -> None:
     draw_curves(args.spec, args.scores, args.out)
 
 
+def realism(args: Arguments) -> None:
+    """Draw and measure how much simulated scans are like real ones."""
+    _of_study(args, "realism")(args.spec, args.real, args.simulated, args.out)
+
+
 def store_verify(args: Arguments) -> None:
     """Recheck every checksum and rule of a store."""
     from scanbench.store import verify
@@ -389,6 +394,15 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
+    command(
+        "realism",
+        realism,
+        {
+            "real": "store of real scans, from convert",
+            "simulated": "store of simulated scans, from convert",
+            "out": "folder to write figures and the table into",
+        },
+    )
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
     for sub in (scored, compared, drawn, beside):
         sub.add_argument(

@@ -253,7 +253,12 @@ def _check_classes(config: Config) -> None:
 
 
 def _check_references(config: Config) -> None:
-    known = {**config["comparisons"], **config["side_by_side"], **config["curves"]}
+    known = {
+        **config["comparisons"],
+        **config["side_by_side"],
+        **config["curves"],
+        **config["realism"],
+    }
     for target in config["targets"]:
         if target not in known:
             hint = did_you_mean(target, known)
@@ -262,6 +267,8 @@ def _check_references(config: Config) -> None:
         _check_members(config, name, members)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
+    for name in config["realism"]:
+        _check_realism(config, name)
     wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
         for key, table in (("dataset", "datasets"), ("split", "splits")):
@@ -488,6 +495,19 @@ def _check_series(config: Config, curves: Config, experiments: list[str], where:
         if x <= 0 and curves["scale"] == "log":
             raise UserError(f"{where}: {x:g} has no place on a logarithmic axis; set scale: linear")
         before = x
+
+
+def _check_realism(config: Config, name: str) -> None:
+    """Check that what stands side by side exists, and is what it is called."""
+    where, wanted = f"config: realism.{name}", config["realism"][name]
+    if name in config["comparisons"] or name in config["side_by_side"]:
+        raise UserError(f"{where}: a comparison has this name; give it another")
+    for side in ("real", "simulated"):
+        if wanted[side] not in config["datasets"]:
+            hint = did_you_mean(wanted[side], config["datasets"])
+            raise UserError(f"{where}.{side}: no data set {wanted[side]!r}; {hint}")
+        if (config["datasets"][wanted[side]]["source"] == "simulate") != (side == "simulated"):
+            raise UserError(f"{where}.{side}: data set {wanted[side]!r} is not {side}")
 
 
 def _check_window(config: Config, comparison: str, name: str) -> None:

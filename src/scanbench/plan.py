@@ -110,7 +110,8 @@ def compared(config: Config) -> list[str]:
             return list(sides[target]["comparisons"])
         return [curves[target]["comparison"]] if target in curves else [target]
 
-    return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
+    named = [target for target in config["targets"] if target not in config["realism"]]
+    return list(dict.fromkeys(name for target in named for name in needed(target)))
 
 
 def source_path(config: Config, dataset: str) -> str:
@@ -388,6 +389,16 @@ def data_note(config: Config, comparison: str) -> str:
     dataset = config["datasets"][config["comparisons"][comparison]["dataset"]]
     kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
     return ". ".join(filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]]))
+
+
+def realism_spec(config: Config, name: str) -> str:
+    """Return what real and simulated scans side by side depend on."""
+    wanted = config["realism"][name]
+    spec: dict[str, Any] = {key: wanted[key] for key in ("title", "scans", "seed")}
+    for side in ("real", "simulated"):
+        dataset = config["datasets"][wanted[side]]
+        spec[side] = {key: dataset[key] for key in ("title", "attribution")}
+    return canonical_json(spec)
 
 
 def threads(config: Config, run: Mapping[str, Any]) -> int:

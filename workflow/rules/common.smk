@@ -221,6 +221,11 @@ def comparison_store(wildcards):
     return plan.store_path(config, wanted["dataset"], wanted["split"])
 
 
+def realism_store(wildcards, side):
+    """Give the store of the real or of the simulated scans that stand side by side."""
+    return f"results/data/{config['realism'][wildcards.name][side]}/store.h5"
+
+
 def comparison_split(wildcards):
     """Give the split of a comparison."""
     wanted = config["comparisons"][wildcards.comparison]
@@ -246,10 +251,12 @@ def targets(_):
     ]
     sides = [name for name in config["targets"] if name in config["side_by_side"]]
     curves = [name for name in config["targets"] if name in config["curves"]]
+    realism = [name for name in config["targets"] if name in config["realism"]]
     return [
         *pages,
         *(f"results/side-by-side/{name}/protocols.svg" for name in sides),
         *(f"results/curves/{name}/curves.svg" for name in curves),
+        *(f"results/realism/{name}" for name in realism),
     ]
 
 

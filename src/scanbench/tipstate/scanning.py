@@ -304,7 +304,7 @@ def _add_crashes(
         extent = len(series[start : start + length])
         series[start : start + length] += rng.choice([-1, 1]) * p.crash_height * away[:extent]
         lost[start : start + length] = True
-    crashed_L: NDArray[np.bool_] = lost.reshape(wanted_LDP.shape).any(axis=(1, 2))
+    crashed_L: NDArray[np.bool_] = np.any(lost.reshape(wanted_LDP.shape), axis=(1, 2))
     return crashed_L
 
 

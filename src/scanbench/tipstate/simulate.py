@@ -62,7 +62,7 @@ of the H (3.5 apart, and leaning outward) show as atoms.
 """
 VISIBLE = 0.3
 """Noise is at most this share of the corrugation that a label rests on; else nobody could tell."""
-DEFECTS = {"blunt": 0.3, "dirty": 0.2, "unstable": 0.15, "change": 0.25, "crash": 0.1}
+DEFECTS = {"blunt": 0.2, "dirty": 0.3, "unstable": 0.15, "change": 0.25, "crash": 0.1}
 """Shares of the ways in which a tip can be bad; ``blunt`` includes tips that draw ghosts."""
 
 
@@ -127,8 +127,8 @@ class Spec:
     )
     seed: int = 0
     width_nm: tuple[float, float] = (3.0, 20.0)
-    pixel_nm: float = 0.15
-    noise_pm: tuple[float, float] = (0.05, 2.0)
+    pixel_nm: float = 0.12
+    noise_pm: tuple[float, float] = (0.05, 1.5)
     drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
     gap_angstrom: tuple[float, float] = (3.2, 3.9)
@@ -332,7 +332,7 @@ def _draw_session(spec: Spec, session: int) -> _Session:
     return _Session(
         angle=rng.uniform(0, math.pi),
         noise=noise,
-        flicker=noise * _log_uniform(rng, 0.5, 6),
+        flicker=noise * _log_uniform(rng, 1, 8),
         flicker_exponent=rng.uniform(0.8, 1.6),
         line_offset=noise * rng.uniform(0.2, 2),
         drift=tuple(rng.normal(scale=spec.drift_nm_per_min / 6, size=2).tolist()),
@@ -340,7 +340,7 @@ def _draw_session(spec: Spec, session: int) -> _Session:
         pixels=pixels,
         lines=lines,
         line_time=_log_uniform(rng, 0.08, 0.5),
-        lag_pixels=_log_uniform(rng, 0.2, 4) * pixels / 128,
+        lag_pixels=_log_uniform(rng, 0.5, 5) * pixels / 128,
         overshoot=float(rng.choice([0.0, rng.uniform(0.05, 0.5)])),
         chatter=float(rng.random() < 0.3) * _log_uniform(rng, 0.1, 20),
         dirt=rng.lognormal(0.0, 0.7),
