@@ -76,9 +76,11 @@ class ScanParameters:
         Amplitude of 50 Hz pick-up, Å.
     streaks
         Number of short streaks: adsorbed atoms that move under the tip.
-    chatter, chatter_height, chatter_pixels, chatter_lines
-        An atom at the tip that comes and goes: how often per line, mean height (Å) and mean length
-        (pixels) of its excursions, and the first and the last but one line of them.
+    chatter, chatter_height, chatter_pixels
+        An atom at the tip that comes and goes: how often per line and direction, mean height (Å)
+        and mean length (pixels) of its excursions.
+    chatter_from, chatter_to
+        First line on which it does, and the one after the last.
     crashes, crash_height, crash_pixels
         Number of losses of the tunnelling contact, height to which the tip runs (Å) and mean time
         until it is back (pixels).
@@ -120,7 +122,8 @@ class ScanParameters:
     chatter: float = 0.0
     chatter_height: float = 0.0
     chatter_pixels: float = 1.0
-    chatter_lines: tuple[int, int] = (0, 0)
+    chatter_from: int = 0
+    chatter_to: int = 0
     crashes: int = 0
     crash_height: float = 0.0
     crash_pixels: float = 1.0
@@ -283,9 +286,8 @@ def _add_streaks(wanted_LDP: Array, p: ScanParameters, rng: np.random.Generator)
 
 def _add_chatter(wanted_LDP: Array, p: ScanParameters, rng: np.random.Generator) -> None:
     """Two-level noise: an atom that joins the tip lifts it until it leaves again."""
-    first, last = p.chatter_lines
-    series = wanted_LDP[first:last].reshape(-1)  # a view: excursions go on over a line's end
-    number = rng.poisson(p.chatter * 2 * (last - first))
+    series = wanted_LDP[p.chatter_from : p.chatter_to].reshape(-1)  # a view: on over a line's end
+    number = rng.poisson(p.chatter * 2 * (p.chatter_to - p.chatter_from))
     starts = rng.integers(series.size, size=number) if series.size else ()
     for start, length in zip(starts, rng.exponential(p.chatter_pixels, number), strict=True):
         series[start : start + 1 + int(length)] += p.chatter_height * rng.exponential()

@@ -128,7 +128,7 @@ class Spec:
     seed: int = 0
     width_nm: tuple[float, float] = (3.0, 20.0)
     pixel_nm: float = 0.12
-    noise_pm: tuple[float, float] = (0.05, 1.5)
+    noise_pm: tuple[float, float] = (0.05, 1.0)
     drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
     gap_angstrom: tuple[float, float] = (3.2, 3.9)
@@ -349,6 +349,48 @@ def _draw_session(spec: Spec, session: int) -> _Session:
     )
 
 
+def _draw_tips(
+    spec: Spec, label: str, kind: str, gap: float, angle: float, rng: np.random.Generator
+) -> tuple[dict[str, Any], float]:
+    """Draw the tips of a scan in the states that its label says, and the dimers' separation."""
+    if kind in ("", "blunt", "dirty"):
+        states = [label]
+    else:  # contact is lost with a tip of any state; the others are two tips in turn
+        states = rng.choice(CLASSES, 1 if kind == "crash" else 2, replace=False, p=STATES).tolist()
+    ranges = [SEPARATIONS[state] for state in states]
+    separation = rng.uniform(max(low for low, _ in ranges), min(high for _, high in ranges))
+    try:
+        tips = [draw_tip(state, gap, angle, separation, rng, spec.margin) for state in states]
+    except ValueError as error:
+        raise UserError(f"simulate: gap_angstrom: {error}; lower it, or margin") from error
+    drawn: dict[str, Any] = {"tip": tips[0], "state": states[0]}
+    if len(tips) == 2:
+        drawn |= {"new_tip": tips[1], "new_state": states[1]}
+    return drawn, separation
+
+
+def _draw_trouble(
+    kind: str, measured: int, pixels: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draw when and how a bad tip fails; a good, a blunt and a dirty one do not."""
+    match kind:
+        case "crash":
+            return {
+                "crashes": 1 + int(rng.geometric(0.5)),
+                "crash_height": _log_uniform(rng, 3, 100),
+                "crash_pixels": _log_uniform(rng, 0.1, 8) * pixels,
+            }
+        case "change":
+            return {
+                "length_change": rng.normal(scale=0.5),
+                "change_line": int(rng.uniform(0.15, 0.8) * measured),
+                "change_pixel": int(rng.integers(pixels)),
+            }
+        case "unstable":
+            return {"length_change": rng.normal(scale=0.15), "unstable": True}
+    return {}
+
+
 def _draw_scan(
     spec: Spec, session: _Session, label: str, rng: np.random.Generator
 ) -> ScanParameters:
@@ -363,43 +405,24 @@ def _draw_scan(
         measured = int(rng.uniform(0.1, 0.9) * lines) + 1
 
     kind = str(rng.choice(list(DEFECTS), p=list(DEFECTS.values()))) if label == "defect" else ""
-    states = {"": [label], "blunt": [label], "dirty": [label]}.get(kind)
-    if states is None:  # a crash happens to a tip of any state; the others are two tips in turn
-        states = rng.choice(CLASSES, 1 if kind == "crash" else 2, replace=False, p=STATES).tolist()
-    ranges = [SEPARATIONS[state] for state in states]
-    separation = rng.uniform(max(low for low, _ in ranges), min(high for _, high in ranges))
-    try:
-        tips = [draw_tip(s, gap, angle, separation, rng, spec.margin) for s in states]
-    except ValueError as error:
-        raise UserError(f"simulate: gap_angstrom: {error}; lower it, or margin") from error
-    way: dict[str, Any] = {"tip": tips[0], "state": states[0]}
-    if kind == "crash":
-        way["crashes"] = 1 + int(rng.geometric(0.5))
-        way["crash_height"] = _log_uniform(rng, 3, 100)
-        way["crash_pixels"] = _log_uniform(rng, 0.1, 8) * pixels
-    if len(tips) == 2:
-        way |= {"new_tip": tips[1], "new_state": states[1]}
-        way["length_change"] = rng.normal(scale=0.5 if kind == "change" else 0.15)
-    if kind == "unstable":
-        way["unstable"] = True
-    if kind == "change":
-        way["change_line"] = int(rng.uniform(0.15, 0.8) * measured)
-        way["change_pixel"] = int(rng.integers(pixels))
+    tips, separation = _draw_tips(spec, label, kind, gap, angle, rng)
+    trouble = _draw_trouble(kind, measured, pixels, rng)
     quiet = math.inf
     if not kind:
-        resolved = resolution(tips[0], gap, angle, separation)
+        resolved = resolution(tips["tip"], gap, angle, separation)
         quiet = VISIBLE * (resolved.rows if label == "rows" else resolved.dimers)
     dirt = session.dirt * rng.lognormal(0.0, 0.5)
     if kind == "dirty":  # debris of the tip, or a spot where the surface was never clean
         dirt *= _log_uniform(rng, 3, 100)
-    chatter, chatter_lines = session.chatter, (0, lines)
+    chatter, first, last = session.chatter, 0, lines
     if kind == "unstable" and rng.random() < 0.5:  # in a band of lines
         first, last = sorted(rng.integers(lines + 1, size=2).tolist())
-        chatter, chatter_lines = _log_uniform(rng, 0.5, 10), (first, last)
+        chatter = _log_uniform(rng, 0.5, 10)
     wide = width > 6
     return ScanParameters(
         label=label,
-        **way,
+        **tips,
+        **trouble,
         gap=gap,
         surface=SurfaceParameters(
             material=spec.surface,
@@ -434,7 +457,8 @@ def _draw_scan(
         chatter=chatter,
         chatter_height=min(_log_uniform(rng, 0.02, 0.4), 3 * quiet),
         chatter_pixels=_log_uniform(rng, 0.003, 0.1) * pixels,
-        chatter_lines=chatter_lines,
+        chatter_from=first,
+        chatter_to=last,
         tilt=tuple(np.radians(rng.normal(scale=spec.tilt_deg, size=2)).tolist()),
         bias=session.bias,
         setpoint=session.setpoint,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -196,7 +197,7 @@ def _decayed(squared_distance: Floats, apex: Apex) -> Floats:
 
 def _reach(apex: Apex, z_N: Floats) -> float:
     """Return the lateral distance beyond which atoms count for nothing."""
-    near = float(np.median(z_N))
+    near = float(z_N.mean())
     return math.sqrt((near - math.log(NEGLIGIBLE) / (2 * apex.decay)) ** 2 - near**2)
 
 
@@ -213,7 +214,7 @@ def _lattice_current(
     v_N -= dimer_N * along
 
     rows, dimers, sides = lattice.heights_RDS.shape
-    row_K, dimer_K, side_K = _neighbours(lattice, _reach(apex, z_N))
+    row_K, dimer_K, side_K = _neighbours(lattice.cell, math.ceil(4 * _reach(apex, z_N)) / 4)
     # wrapped around, so that a neighbour is a fixed step away in memory
     pad_u, pad_v = int(row_K.max()), int(dimer_K.max())
     padding = ((pad_u, pad_u), (pad_v, pad_v), (0, 0))
@@ -236,9 +237,10 @@ def _lattice_current(
     return current_N
 
 
-def _neighbours(lattice: Lattice, reach: float) -> tuple[NDArray[np.int32], ...]:
+@lru_cache(maxsize=256)
+def _neighbours(cell: Cell, reach: float) -> tuple[NDArray[np.int32], ...]:
     """Return row, cell along it and centre, each [K], of all that matter in cell (0, 0)."""
-    cell, basis_S3 = lattice.cell, np.array(lattice.cell.basis)
+    basis_S3 = np.array(cell.basis)
     # Half a cell more: a centre may lie at the border of its cell, the point at the other.
     far_u = math.ceil(reach / cell.across + 0.5)
     far_v = math.ceil(reach / cell.along + 0.5)

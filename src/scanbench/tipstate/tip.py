@@ -151,7 +151,7 @@ def _share(apex: Apex, gap: float, separation: float) -> float:
 
 _WORTH_TRYING = {
     "atoms": (0.0, 1.5, 0.25),
-    "asymmetry/dimer": (0.0, 6.0, 0.6),
+    "asymmetry/dimer": (0.0, 3.0, 0.75),
     "rows": (1.0, 12.0, 0.6),
     "defect": (3.0, 40.0, 0.6),
 }
