@@ -547,6 +547,7 @@ def test_scans_of_a_session_share_orientation_and_size():
         ({"tilt_deg": math.nan}, "tilt_deg: nan"),
         ({"margin": 0.9}, "margin: 0.9"),
         ({"surface": "cu111"}, "surface: 'cu111'"),
+        ({"surface": "au111", "gap_angstrom": [2.0, 3.0]}, "gap_angstrom"),
         ({"levelled": 1}, "levelled: 1 must be true or false"),
     ],
 )

@@ -36,7 +36,7 @@ GOLD_CELL = 4.078
 """Lattice constant of gold, Å."""
 GRAPHITE_CELL = 2.46
 """In-plane lattice constant of graphite, Å."""
-GRAPHITE_ASYMMETRY = 0.5
+GRAPHITE_ASYMMETRY = 1.0
 """How much lower the atom with a neighbour below looks, Å: it lacks states at the Fermi level."""
 
 
@@ -56,6 +56,11 @@ class Material:
         Whether it has bonds that can be left dangling.
     cell
         Its unit cell; the argument is the distance of the tunnelling centres of a dimer.
+    approach
+        How much nearer than to H:Si(100) a tip comes, Å. One s-wave at the same distance would show
+        next to nothing of a close-packed metal or of graphite, whose atoms are seen 0.1 Å and more
+        high, since tips have other orbitals (C. J. Chen, Phys. Rev. Lett. 65, 448 (1990)) and press
+        on what is soft (J. M. Soler et al., Phys. Rev. Lett. 57, 444 (1986)).
     relief
         Height of its atoms over positions (across, along), Å: a reconstruction.
     """
@@ -64,6 +69,7 @@ class Material:
     layer: float
     turn: float = 0.0
     dangling: bool = False
+    approach: float = 0.0
     cell: Callable[[float], Cell]
     relief: Callable[[Array, Array], Array] | None = None
 
@@ -137,10 +143,11 @@ MATERIALS = {
     "au111": Material(
         title="Au(111)-22xsqrt(3)",
         layer=GOLD_CELL / math.sqrt(3),
+        approach=2.6,
         cell=_gold_cell,
         relief=herringbone,
     ),
-    "graphite": Material(title="graphite(0001)", layer=3.35, cell=_graphite_cell),
+    "graphite": Material(title="graphite(0001)", layer=3.35, approach=2.8, cell=_graphite_cell),
 }
 """The surfaces by the names that a config gives them."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter, lfilter_zi
 
-from scanbench.tipstate.materials import SurfaceParameters, make_surface
+from scanbench.tipstate.materials import MATERIALS, SurfaceParameters, make_surface
 from scanbench.tipstate.surface import Surface, Tip, constant_current_height
 
 ANGSTROM = 1e-10
@@ -40,7 +40,7 @@ class ScanParameters:
     unstable
         Whether the tip flickers between its two forms.
     gap
-        Distance at the set-point, Å.
+        Distance at the set-point, Å, from H:Si(100); see `Material.approach`.
     length_change
         Height jump of the tip when it changes, Å.
     surface
@@ -263,7 +263,8 @@ def _heights(
         lines = np.flatnonzero(used_LDP.any(axis=(1, 2)))
         if tip is None or lines.size == 0:
             continue
-        forward = constant_current_height(surface, tip, x_LP[lines], y_LP[lines], p.gap)
+        gap = p.gap - MATERIALS[p.surface.material].approach
+        forward = constant_current_height(surface, tip, x_LP[lines], y_LP[lines], gap)
         both = np.stack([forward, forward[:, ::-1]], axis=1)
         heights_LDP[lines] = np.where(used_LDP[lines], both, heights_LDP[lines])
     return heights_LDP

@@ -93,7 +93,8 @@ class Spec:
     tilt_deg
         Residual tilt (rms) of the sample plane.
     gap_angstrom
-        Least and largest distance between tip and atoms at the set-point.
+        Least and largest distance between tip and atoms at the set-point, on H:Si(100); tips come
+        nearer to other surfaces (`materials.Material.approach`).
     margin
         No tip is drawn that would be in another state if the thresholds of its states were so many
         times lower or higher; 1 draws tips at a threshold too, which no observer can tell.
@@ -161,6 +162,8 @@ class Spec:
         for name in ("width_nm", "noise_pm", "gap_angstrom"):
             value = getattr(self, name)
             checks[name] = len(value) == 2 and 0 < value[0] <= value[1]
+        if self.surface in MATERIALS:
+            checks["gap_angstrom"] &= self.gap_angstrom[0] > MATERIALS[self.surface].approach
         for name in ("repeat_share", "aborted_share", "step_share"):
             checks[name] = 0 <= getattr(self, name) <= 1
         for name in ("drift_nm_per_min", "tilt_deg"):
