@@ -500,8 +500,9 @@ def _check_series(config: Config, curves: Config, experiments: list[str], where:
 def _check_realism(config: Config, name: str) -> None:
     """Check that what stands side by side exists, and is what it is called."""
     where, wanted = f"config: realism.{name}", config["realism"][name]
-    if name in config["comparisons"] or name in config["side_by_side"]:
-        raise UserError(f"{where}: a comparison has this name; give it another")
+    for other in ("comparisons", "side_by_side", "curves"):
+        if name in config[other]:
+            raise UserError(f"{where}: one of {other} has this name; give it another")
     for side in ("real", "simulated"):
         if wanted[side] not in config["datasets"]:
             hint = did_you_mean(wanted[side], config["datasets"])

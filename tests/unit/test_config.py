@@ -404,7 +404,7 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
         (
             ("realism", "simulated"),
             {"title": "x", "real": "h-si100", "simulated": "simulated"},
-            "config: realism.simulated: a comparison has this name; give it another",
+            "config: realism.simulated: one of comparisons has this name; give it another",
         ),
         (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),
