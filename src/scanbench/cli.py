@@ -394,7 +394,7 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
-    command(
+    likened = command(
         "realism",
         realism,
         {
@@ -466,7 +466,7 @@ def parser() -> argparse.ArgumentParser:
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, compared, applied, watched, replayed):
+    for sub in (simulated, fetched, read, compared, likened, applied, watched, replayed):
         sub.add_argument(
             "--study",
             choices=STUDIES,

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scans_folder import heights, write_scans
 
+from scanbench.cli import main
 from scanbench.convert import convert
 from scanbench.errors import UserError
 from scanbench.tipstate.realism import (
@@ -99,8 +100,9 @@ def test_the_folder_is_the_same_byte_for_byte_and_says_what_is_simulated(tmp_pat
     named = {side: {"title": side, "attribution": ""} for side in ("real", "simulated")}
     spec = {"title": "Both", "scans": 12, "seed": 0, **named}
     real, made = (store(tmp_path / name, seed) for seed, name in enumerate(("a", "b")))
-    for out in ("one", "two"):
-        realism(spec, real, made, tmp_path / out)
+    realism(spec, real, made, tmp_path / "one")
+    given = ["realism", "--study", "tipstate", "--spec", json.dumps(spec)]
+    main([*given, str(real), str(made), str(tmp_path / "two")])
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names >= {"scans.svg", "spectra.svg", "realism.csv", "realism.md", "provenance.json"}
     for name in names - {"provenance.json"}:
