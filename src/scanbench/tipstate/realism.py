@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 from sklearn.linear_model import LogisticRegression
@@ -383,6 +384,10 @@ def drawing(real: Scans, simulated: Scans, classes: Sequence[str]) -> Sheet:
                         handles.append(line)
             density, _ = np.histogram(quantiles(mine), bins, density=True)
             panels[k, 2].stairs(density, bins, color=colour, linestyle=style)
+        for axes in panels[k, :2]:  # powers of ten would need mathematical text
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
         panels[k, 0].set_ylabel(f"{plotting.plain(name)}\npower (variance)")
         panels[k, 2].set_ylabel("share per deviation")
     for axes, label in zip(
