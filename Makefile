@@ -58,7 +58,8 @@ report: env  ## write the HTML report of what has run
 	@$(SNAKEMAKE) --summary 2>/dev/null | sed -nE \
 		-e 's|^(results/comparisons/[^/]+/)summary\.html\t.*|Summary:  \1summary.html\nFigures:  \1figures/\nTables:   \1tables/|p' \
 		-e 's|^(results/side-by-side/[^/]+/protocols)\.svg\t.*|Side by side: \1.svg, \1.csv|p' \
-		-e 's|^(results/curves/[^/]+/)curves\.svg\t.*|Curves:   \1curves.svg, \1reached.csv|p'
+		-e 's|^(results/curves/[^/]+/)curves\.svg\t.*|Curves:   \1curves.svg, \1reached.csv|p' \
+		-e 's|^(results/realism/[^/\t]+)\t.*|Real and simulated: \1/scans.svg, \1/realism.md|p'
 
 test: env lint  ## every check and test
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10

@@ -218,6 +218,11 @@ def curves(args: Arguments) -> None:
     draw_curves(args.spec, args.scores, args.out)
 
 
+def realism(args: Arguments) -> None:
+    """Draw and measure how much simulated scans are like real ones."""
+    _of_study(args, "realism")(args.spec, args.real, args.simulated, args.out)
+
+
 def store_verify(args: Arguments) -> None:
     """Recheck every checksum and rule of a store."""
     from scanbench.store import verify
@@ -462,6 +467,15 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
+    likened = command(
+        "realism",
+        realism,
+        {
+            "real": "store of real scans, from convert",
+            "simulated": "store of simulated scans, from convert",
+            "out": "folder to write figures and the table into",
+        },
+    )
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
     attributed = command(
         "attribute",
@@ -564,7 +578,7 @@ def parser() -> argparse.ArgumentParser:
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
     for sub in (
-        *(simulated, fetched, read, compared, applied, watched, replayed),
+        *(simulated, fetched, read, compared, likened, applied, watched, replayed),
         *(attributed, explained, strange, flagged, line_scored, detected),
     ):
         sub.add_argument(

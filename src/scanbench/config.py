@@ -262,6 +262,8 @@ def _check_references(config: Config) -> None:
         _check_sides(config, name, sides["comparisons"])
     for name in config["tip_changes"]:
         _check_tip_changes(config, name)
+    for name in config["realism"]:
+        _check_realism(config, name)
     wanted = plan.compared(config)
     for name, comparison in config["comparisons"].items():
         _check_data(config, comparison, f"config: comparisons.{name}")
@@ -297,7 +299,7 @@ def _check_targets(config: Config) -> None:
     """Check that the targets exist, and that a name says which table it stands in."""
     tables = (
         *("comparisons", "side_by_side", "curves"),
-        *("explanations", "anomalies", "tip_changes"),
+        *("explanations", "anomalies", "tip_changes", "realism"),
     )
     known: dict[str, str] = {}
     for table in tables:
@@ -630,6 +632,17 @@ def _check_series(config: Config, curves: Config, experiments: list[str], where:
         if x <= 0 and curves["scale"] == "log":
             raise UserError(f"{where}: {x:g} has no place on a logarithmic axis; set scale: linear")
         before = x
+
+
+def _check_realism(config: Config, name: str) -> None:
+    """Check that what stands side by side exists, and is what it is called."""
+    where, wanted = f"config: realism.{name}", config["realism"][name]
+    for side in ("real", "simulated"):
+        if wanted[side] not in config["datasets"]:
+            hint = did_you_mean(wanted[side], config["datasets"])
+            raise UserError(f"{where}.{side}: no data set {wanted[side]!r}; {hint}")
+        if (config["datasets"][wanted[side]]["source"] == "simulate") != (side == "simulated"):
+            raise UserError(f"{where}.{side}: data set {wanted[side]!r} is not {side}")
 
 
 def _check_window(config: Config, dataset: str, name: str) -> None:

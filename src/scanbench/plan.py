@@ -123,8 +123,7 @@ def compared(config: Config) -> list[str]:
             return [curves[target]["comparison"]]
         return [target] if target in config["comparisons"] else []
 
-    targets = [name for name in config["targets"] if name not in config["tip_changes"]]
-    return list(dict.fromkeys(name for target in targets for name in needed(target)))
+    return list(dict.fromkeys(name for target in config["targets"] for name in needed(target)))
 
 
 def explained(config: Config, explanation: str) -> dict[str, Any]:
@@ -521,6 +520,16 @@ def data_note(config: Config, comparison: str) -> str:
     dataset = config["datasets"][config["comparisons"][comparison]["dataset"]]
     kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
     return ". ".join(filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]]))
+
+
+def realism_spec(config: Config, name: str) -> str:
+    """Return what real and simulated scans side by side depend on."""
+    wanted = config["realism"][name]
+    spec: dict[str, Any] = {key: wanted[key] for key in ("title", "scans", "seed")}
+    for side in ("real", "simulated"):
+        dataset = config["datasets"][wanted[side]]
+        spec[side] = {key: dataset[key] for key in ("title", "attribution")}
+    return canonical_json(spec)
 
 
 def threads(config: Config, run: Mapping[str, Any]) -> int:

@@ -436,6 +436,21 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             CONFIG["curves"]["labels"],
             "config: curves.leakage: one of side_by_side has this name; give it another",
         ),
+        (
+            ("realism", "realism", "real"),
+            "h-si10",
+            "config: realism.realism.real: no data set 'h-si10'; did you mean 'h-si100'?",
+        ),
+        (
+            ("realism", "realism", "simulated"),
+            "h-si100",
+            "config: realism.realism.simulated: data set 'h-si100' is not simulated",
+        ),
+        (
+            ("realism", "simulated"),
+            {"title": "x", "real": "h-si100", "simulated": "simulated"},
+            "config: realism.simulated: one of comparisons has this name; give it another",
+        ),
         (("experiments", "vit"), {"options": {}}, "'model' is a required property; add it"),
         (("study",), "tipstat", "config: study"),
         (

@@ -15,6 +15,17 @@ from hypothesis import strategies as st
 
 from scanbench.errors import UserError
 from scanbench.tipstate import CLASSES
+from scanbench.tipstate.materials import (
+    DIMER_SPACING,
+    HERRINGBONE_PERIOD,
+    MATERIALS,
+    ROW_SPACING,
+    SurfaceParameters,
+    dimer_cell,
+    herringbone,
+    make_surface,
+)
+from scanbench.tipstate.scanning import levelled
 from scanbench.tipstate.simulate import (
     ScanParameters,
     Spec,
@@ -25,18 +36,14 @@ from scanbench.tipstate.simulate import (
     simulate_scan,
 )
 from scanbench.tipstate.surface import (
-    DIMER_SPACING,
-    LAYER,
-    ROW_SPACING,
     Apex,
-    SurfaceParameters,
     constant_current_height,
-    make_surface,
     perfect_surface,
     tunnelling_current,
 )
 from scanbench.tipstate.tip import Resolution, cell_image, draw_tip, resolution
 
+LAYER = MATERIALS["h-si100"].layer
 SHARP, BLUNT = (Apex(radius=0.3),), (Apex(radius=30.0),)
 
 
@@ -47,6 +54,7 @@ def clean(**changes) -> SurfaceParameters:
         "missing": 0.0,
         "dangling": 0.0,
         "adsorbates": 0.0,
+        "charges": 0.0,
         "step": 0,
         "seed": 1,
     }
@@ -117,7 +125,9 @@ def test_the_corrugation_along_a_row_is_that_of_the_fourier_series():
 )
 def test_the_perfect_surface_repeats_with_the_2x1_cell(x, y, rows, n):
     here, there = (
-        constant_current_height(perfect_surface(), SHARP, np.array([a]), np.array([b]), 4.0)
+        constant_current_height(
+            perfect_surface(dimer_cell(3.0)), SHARP, np.array([a]), np.array([b]), 4.0
+        )
         for a, b in ((x, y), (x + rows * ROW_SPACING, y + n * DIMER_SPACING))
     )
     assert here == pytest.approx(there, abs=2e-3)
@@ -140,19 +150,19 @@ def test_a_sharper_tip_resolves_more(sharp, more, gap, split):
     [(0.2, "atoms"), (2.2, "asymmetry/dimer"), (5.0, "rows"), (30.0, "defect")],
 )
 def test_blunting_a_tip_loses_atoms_then_dimers_then_rows(radius, state):
-    assert resolution((Apex(radius=radius),), 3.8, 0, 3.2).state == state
+    assert resolution((Apex(radius=radius),), 3.8, 0, 3.5).state == state
 
 
 @pytest.mark.parametrize(("x", "height"), [(2.0, -0.3), (5.0, 0.0)])
 def test_a_second_apex_fills_the_saddle_or_makes_one_atom_of_each_dimer_the_higher(x, height):
     double = (Apex(radius=0.2), Apex(radius=0.2, x=x, height=height))
-    assert resolution(double[:1], 3.8, 0, 3.2).state == "atoms"
-    assert resolution(double, 3.8, 0, 3.2).state == "asymmetry/dimer"
+    assert resolution(double[:1], 3.8, 0, 3.35).state == "atoms"
+    assert resolution(double, 3.8, 0, 3.35).state == "asymmetry/dimer"
 
 
 def test_equal_apexes_far_apart_draw_ghosts():
     assert resolution((*SHARP, Apex(radius=0.3, x=20)), 3.8).state == "defect"
-    assert resolution((*SHARP, Apex(radius=0.3, x=20, height=-3)), 3.8, 0, 3.2).state == "atoms"
+    assert resolution((*SHARP, Apex(radius=0.3, x=20, height=-3)), 3.8, 0, 3.5).state == "atoms"
 
 
 @pytest.mark.parametrize("state", CLASSES)
@@ -174,10 +184,20 @@ def test_tips_drawn_with_a_margin_are_not_near_a_threshold(state, seed):
 
 
 def test_a_tip_is_clear_up_to_its_distance_from_a_threshold():
-    # Rows 5 pm: 1.67 times the threshold; dimers 1 pm: half of theirs.
-    rows = Resolution(rows=0.05, dimers=0.01, split=0.0, balance=0.0, ghosts=0.0)
+    # Rows 2.5 pm: 1.67 times the threshold; dimers 0.5 pm: half of theirs.
+    rows = Resolution(rows=0.025, dimers=0.005, split=0.0, balance=0.0, ghosts=0.0)
     assert rows.state == "rows"
     assert [rows.is_clear(margin) for margin in (1, 1.6, 1.7, 2.1)] == [True, True, False, False]
+
+
+def test_what_counts_is_what_shows_beside_the_rows():
+    faint = {"split": 0.0, "balance": 0.0, "ghosts": 0.0}
+    assert Resolution(rows=0.3, dimers=0.05, **faint).state == "rows"
+    assert Resolution(rows=0.1, dimers=0.05, **faint).state == "asymmetry/dimer"
+    assert Resolution(rows=0.1, dimers=0.05, split=0.02, balance=1, ghosts=0).state == "atoms"
+    assert Resolution(rows=0.2, dimers=0.08, split=0.02, balance=1, ghosts=0).state == (
+        "asymmetry/dimer"
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -201,6 +221,49 @@ def test_missing_dimers_are_dark_and_dangling_bonds_and_adsorbates_bright():
     assert extremes(missing=0.1)[0] < low - 0.3
     assert extremes(dangling=0.1)[1] > high + 0.6
     assert extremes(adsorbates=0.1)[1] > high + 0.4
+
+
+def test_a_charge_shifts_the_picture_by_a_gaussian_whatever_the_tip():
+    surface = make_surface(clean(charges=0.2), 60)
+    assert len(surface.charges_N4) > 5
+    x, y, rise, width = surface.charges_N4[0]
+    alone = replace(surface, charges_N4=surface.charges_N4[:1])
+    assert alone.band_bending(x, y) == pytest.approx(rise)
+    assert alone.band_bending(x + width, y) == pytest.approx(rise * math.exp(-0.5))
+    assert make_surface(clean(), 60).band_bending(0.0, 0.0) == 0
+
+
+def test_gold_has_a_herringbone_of_63_angstrom_and_graphite_a_triangular_lattice():
+    # Barth et al., Phys. Rev. B 42, 9307 (1990): 22 atoms, 6.3 nm; ridges 20 pm high.
+    assert pytest.approx(63.4, abs=0.1) == HERRINGBONE_PERIOD
+    across = np.linspace(0, HERRINGBONE_PERIOD / math.cos(math.radians(30)), 400)
+    profile = herringbone(across, 40.0)
+    assert profile[0] == pytest.approx(profile[-1], abs=1e-6)
+    assert np.ptp(profile) == pytest.approx(0.2, rel=0.05)
+    assert ((profile > np.roll(profile, 1)) & (profile >= np.roll(profile, -1))).sum() == 2
+    for name, spacing in (("au111", 2.884), ("graphite", 2.46)):
+        cell = MATERIALS[name].cell(0.0)
+        x, y = np.meshgrid(np.linspace(-2, 2, 81), np.linspace(-2, 2, 81))
+        heights = constant_current_height(perfect_surface(cell), (Apex(radius=0.0),), x, y, 3.2)
+        turn = math.radians(60)
+        u, v = spacing * math.cos(turn), spacing * math.sin(turn)
+        shifted = constant_current_height(
+            perfect_surface(cell), (Apex(radius=0.0),), x + u, y + v, 3.2
+        )
+        np.testing.assert_allclose(heights, shifted, atol=3e-3)
+        assert np.ptp(heights) > 0.01
+
+
+@pytest.mark.parametrize("surface", ["au111", "graphite"])
+def test_other_surfaces_are_simulated_with_the_same_tips(surface):
+    spec = Spec(scans=4, sessions=1, pixels=(32,), surface=surface, seed=1)
+    silicon = replace(spec, surface="h-si100")
+    for plan in plan_scans(spec):
+        mine, other = draw_parameters(spec, plan), draw_parameters(silicon, plan)
+        assert mine.surface.material == surface
+        assert (mine.tip, mine.state) == (other.tip, other.state)
+        z = simulate_scan(mine, np.random.default_rng(0)).forward_LP
+        assert np.isfinite(z[: mine.measured_lines]).all()
 
 
 # --- scans --------------------------------------------------------------------------------------
@@ -315,6 +378,50 @@ def test_a_scan_broken_off_is_nan_from_there_on_and_the_same_before():
     assert np.isfinite(whole.forward_LP).all()
 
 
+def test_levelled_lines_have_neither_mean_nor_slope_and_keep_the_rest():
+    tilted = scan(quiet(tilt=(0.05, 0.02), measured_lines=50)).forward_LP
+    flat = levelled(tilted)
+    x_P = np.linspace(-1, 1, 64)
+    np.testing.assert_allclose(flat[:50].mean(axis=1), 0, atol=1e-16)
+    np.testing.assert_allclose(flat[:50] @ x_P, 0, atol=1e-15)
+    np.testing.assert_allclose(levelled(flat)[:50], flat[:50], atol=1e-16)
+    np.testing.assert_allclose(levelled(scan(quiet()).forward_LP)[:50], flat[:50], atol=1e-13)
+    assert np.isnan(flat[50:]).all()
+
+
+def test_a_feedback_overshoots_a_step_by_what_it_is_told():
+    # The tip becomes longer by 0.5 Å at once.
+    flat = (Apex(radius=60.0),)
+    p = quiet(tip=flat, new_tip=flat, new_state="defect", change_line=4, length_change=0.5)
+    ringing = scan(replace(p, feedback_time=4 * p.line_time / p.pixels, overshoot=0.3))
+    heights = ringing.forward_LP * 1e10
+    assert heights[:4].max() == pytest.approx(0, abs=2e-3)
+    assert heights.max() == pytest.approx(0.5 * 1.3, rel=0.02)
+    assert heights[-1].mean() == pytest.approx(0.5, abs=2e-3)
+    assert scan(replace(p, feedback_time=1e-9, overshoot=0.3)).forward_LP == pytest.approx(
+        scan(p).forward_LP, abs=1e-14
+    )
+
+
+def test_chatter_only_lifts_the_tip_and_only_on_its_lines():
+    p = quiet(chatter=3.0, chatter_height=0.5, chatter_pixels=2, chatter_from=10, chatter_to=20)
+    extra = scan(p).forward_LP - scan(quiet()).forward_LP
+    assert (extra >= 0).all()
+    assert (extra[10:20].max(axis=1) > 0).mean() > 0.5
+    assert not extra[:10].any()
+    assert not extra[20:].any()
+
+
+def test_a_lost_contact_is_a_defect_on_the_lines_where_the_tip_is_away():
+    lost, whole = scan(quiet(crashes=2, crash_height=30.0, crash_pixels=150)), scan(quiet())
+    away = lost.state_L == "defect"
+    assert 0 < away.sum() < 40
+    for direction in ("forward_LP", "backward_LP"):
+        same = getattr(lost, direction) == getattr(whole, direction)
+        assert same[~away].all()
+    assert np.abs(lost.forward_LP - whole.forward_LP).max() == pytest.approx(30e-10, rel=1e-3)
+
+
 def test_an_unstable_tip_is_a_defect_on_the_lines_where_it_flickers():
     p = quiet(label="defect", new_tip=BLUNT, new_state="rows", unstable=True)
     flickering, first, second = scan(p), scan(quiet()), scan(quiet(tip=BLUNT))
@@ -422,7 +529,7 @@ def test_scans_of_a_session_share_orientation_and_size():
     ("spec", "words"),
     [
         (
-            {"gap_angstrom": [6, 6], "scans": 4, "sessions": 1},
+            {"gap_angstrom": [9, 9], "scans": 4, "sessions": 1},
             "gap_angstrom: no tip in state 'atoms'",
         ),
         ({"scan": 5}, "unknown key 'scan'"),
@@ -439,6 +546,9 @@ def test_scans_of_a_session_share_orientation_and_size():
         ({"aborted_share": 1.5}, "aborted_share: 1.5"),
         ({"tilt_deg": math.nan}, "tilt_deg: nan"),
         ({"margin": 0.9}, "margin: 0.9"),
+        ({"surface": "cu111"}, "surface: 'cu111'"),
+        ({"surface": "au111", "gap_angstrom": [2.0, 3.0]}, "gap_angstrom"),
+        ({"levelled": 1}, "levelled: 1 must be true or false"),
     ],
 )
 def test_a_wrong_spec_is_one_clear_line_and_leaves_nothing_behind(spec, words, tmp_path):

@@ -18,7 +18,7 @@ ABLATIONS = 58
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_plans(project: Project, overlay: str) -> None:
     done = project.run("snakemake", "--dry-run", "--configfile", "config.yaml", *layers(overlay))
-    assert "train" in done.stdout + done.stderr
+    assert ("realism" if overlay == "realism.yaml" else "train") in done.stdout + done.stderr
 
 
 def test_tuning_plans_as_many_trials_for_every_experiment(project: Project) -> None:
@@ -74,6 +74,17 @@ def test_what_leakage_is_worth_plans_three_splits_of_one_data_set(project: Proje
     assert [counts[rule] for rule in once] == ["1"] * len(once)
     assert counts["split"] == counts["evaluate"] == "3"
     assert counts["train"] == str(7 * 3 * 3)
+
+
+def test_realism_plans_two_stores_and_trains_nothing(project: Project) -> None:
+    done = project.run(
+        *("snakemake", "--dry-run", "--quiet", "rules"),
+        *("--configfile", "config.yaml", "config/realism.yaml"),
+    )
+    counts = dict(line.split()[:2] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    rules = ("fetch", "simulate", "realism", "ingest", "convert")
+    assert [counts[rule] for rule in rules] == ["1", "1", "1", "2", "2"]
+    assert "train" not in counts
 
 
 def resources(text: str) -> dict[str, list[dict[str, str]]]:

@@ -221,6 +221,11 @@ def comparison_store(wildcards):
     return plan.store_path(config, wanted["dataset"], wanted["split"])
 
 
+def realism_store(wildcards, side):
+    """Give the store of the real or of the simulated scans that stand side by side."""
+    return f"results/data/{config['realism'][wildcards.name][side]}/store.h5"
+
+
 def comparison_split(wildcards):
     """Give the split of a comparison."""
     wanted = config["comparisons"][wildcards.comparison]
@@ -349,6 +354,7 @@ def targets(_):
         "explanations": "results/explanations/{}/checks.svg",
         "anomalies": "results/anomalies/{}/anomaly.svg",
         "tip_changes": "results/tip-changes/{}/tip-change.svg",
+        "realism": "results/realism/{}",
     }
     return pages + [
         path.format(name)

@@ -14,15 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
+from scipy.signal import lfilter, lfilter_zi
 
-from scanbench.tipstate.surface import (
-    Surface,
-    SurfaceParameters,
-    Tip,
-    constant_current_height,
-    make_surface,
-)
+from scanbench.tipstate.materials import MATERIALS, SurfaceParameters, make_surface
+from scanbench.tipstate.surface import Surface, Tip, constant_current_height
 
 ANGSTROM = 1e-10
 Array = NDArray[np.float64]
@@ -45,7 +40,7 @@ class ScanParameters:
     unstable
         Whether the tip flickers between its two forms.
     gap
-        Distance at the set-point, Å.
+        Distance at the set-point, Å, from H:Si(100); see `Material.approach`.
     length_change
         Height jump of the tip when it changes, Å.
     surface
@@ -68,16 +63,27 @@ class ScanParameters:
         Time of one line in one direction, s.
     feedback_time
         Time constant of the height feedback, s.
+    overshoot
+        By how much the feedback overshoots a step, as a share of the step; 0: not at all.
     noise
         White height noise, rms, Å.
-    flicker
-        1/f height noise, rms over the scan, Å.
+    flicker, flicker_exponent
+        Height noise whose power falls with the frequency to this exponent; rms about the mean of
+        each line, Å.
     line_offset
         Height jumps between lines, rms, Å.
     hum
         Amplitude of 50 Hz pick-up, Å.
     streaks
         Number of short streaks: adsorbed atoms that move under the tip.
+    chatter, chatter_height, chatter_pixels
+        An atom at the tip that comes and goes: how often per line and direction, mean height (Å)
+        and mean length (pixels) of its excursions.
+    chatter_from, chatter_to
+        First line on which it does, and the one after the last.
+    crashes, crash_height, crash_pixels
+        Number of losses of the tunnelling contact, height to which the tip runs (Å) and mean time
+        until it is back (pixels).
     tilt
         Slope of the sample plane (x, y).
     bias, setpoint
@@ -106,11 +112,21 @@ class ScanParameters:
     slow_direction: str = "down"
     line_time: float = 0.2
     feedback_time: float = 0.0
+    overshoot: float = 0.0
     noise: float = 0.0
     flicker: float = 0.0
+    flicker_exponent: float = 1.0
     line_offset: float = 0.0
     hum: float = 0.0
     streaks: int = 0
+    chatter: float = 0.0
+    chatter_height: float = 0.0
+    chatter_pixels: float = 1.0
+    chatter_from: int = 0
+    chatter_to: int = 0
+    crashes: int = 0
+    crash_height: float = 0.0
+    crash_pixels: float = 1.0
     tilt: tuple[float, float] = (0.0, 0.0)
     bias: float = -2.0
     setpoint: float = 2e-11
@@ -188,10 +204,14 @@ def simulate_scan(parameters: ScanParameters, rng: np.random.Generator) -> Simul
     if p.unstable:
         new_LDP = _flicker_between(p, rng)
     wanted_LDP = _heights(surface, p, x_LP, y_LP, new_LDP)
+    rise_LP = surface.band_bending(x_LP, y_LP)
+    wanted_LDP += np.stack([rise_LP, rise_LP[:, ::-1]], 1)
     wanted_LDP += p.tilt[0] * np.stack([x_LP, x_LP[:, ::-1]], 1)
     wanted_LDP += p.tilt[1] * y_LP[:, None, :1]
     wanted_LDP += np.where(new_LDP, p.length_change, 0.0)
     _add_streaks(wanted_LDP, p, rng)
+    _add_chatter(wanted_LDP, p, rng)
+    crashed_L = _add_crashes(wanted_LDP, p, rng)
 
     # Vibration and the tip's own noise are followed by the feedback, the electronics' are not.
     wanted_LDP += rng.normal(scale=p.noise, size=wanted_LDP.shape)
@@ -201,12 +221,13 @@ def simulate_scan(parameters: ScanParameters, rng: np.random.Generator) -> Simul
     current_LDP = p.setpoint * np.exp(error_LDP)  # the preamplifier saturates: hence the clip
     current_LDP += rng.normal(scale=0.02 * p.setpoint, size=current_LDP.shape)
     height_LDP += _slow_noise(p, rng)
-    height_LDP += rng.normal(scale=0.3 * p.noise, size=height_LDP.shape)
+    height_LDP += rng.normal(scale=0.1 * p.noise, size=height_LDP.shape)
 
     states = np.array([p.state, p.new_state or p.state, "defect"])
     state_L = states[new_LDP[:, 1, -1].astype(int)]
     if p.unstable:
         state_L[new_LDP.any((1, 2)) != new_LDP.all((1, 2))] = "defect"
+    state_L[crashed_L] = "defect"
     for values_LDP in (height_LDP, current_LDP):
         values_LDP[p.measured_lines :] = np.nan
     height_LDP *= ANGSTROM
@@ -221,6 +242,18 @@ def simulate_scan(parameters: ScanParameters, rng: np.random.Generator) -> Simul
     )
 
 
+def levelled(heights_LP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return heights less the straight line that fits each line best, as images often are shown.
+
+    A line that was not measured stays NaN.
+    """
+    x_P = np.linspace(-1, 1, heights_LP.shape[1])
+    z_LP = heights_LP - heights_LP.mean(axis=1, keepdims=True, dtype=np.float64)
+    slope_L = z_LP @ x_P / (x_P @ x_P)
+    flat_LP: NDArray[np.float32] = (z_LP - slope_L[:, None] * x_P).astype(np.float32)
+    return flat_LP
+
+
 def _heights(
     surface: Surface, p: ScanParameters, x_LP: Array, y_LP: Array, new_LDP: NDArray[np.bool_]
 ) -> Array:
@@ -230,16 +263,17 @@ def _heights(
         lines = np.flatnonzero(used_LDP.any(axis=(1, 2)))
         if tip is None or lines.size == 0:
             continue
-        forward = constant_current_height(surface, tip, x_LP[lines], y_LP[lines], p.gap)
+        gap = p.gap - MATERIALS[p.surface.material].approach
+        forward = constant_current_height(surface, tip, x_LP[lines], y_LP[lines], gap)
         both = np.stack([forward, forward[:, ::-1]], axis=1)
         heights_LDP[lines] = np.where(used_LDP[lines], both, heights_LDP[lines])
     return heights_LDP
 
 
 def _flicker_between(p: ScanParameters, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Random telegraph signal with dwell times from a few pixels to a few lines."""
+    """Random telegraph signal with dwell times from a few pixels to tens of lines."""
     total = p.lines * 2 * p.pixels
-    dwell = p.pixels * 10 ** rng.uniform(-1.0, 0.6)
+    dwell = p.pixels * 10 ** rng.uniform(-1.0, 1.5)
     switches = rng.random(total) < 1 / dwell
     return (np.cumsum(switches) % 2 == 1).reshape(p.lines, 2, p.pixels)
 
@@ -248,30 +282,63 @@ def _add_streaks(wanted_LDP: Array, p: ScanParameters, rng: np.random.Generator)
     for _ in range(p.streaks):
         line, direction = rng.integers(p.lines), rng.integers(2)
         start, length = rng.integers(p.pixels), 1 + int(rng.exponential(0.15 * p.pixels))
-        wanted_LDP[line, direction, start : start + length] += rng.normal(scale=0.6)
+        wanted_LDP[line, direction, start : start + length] += rng.normal(scale=0.3)
+
+
+def _add_chatter(wanted_LDP: Array, p: ScanParameters, rng: np.random.Generator) -> None:
+    """Two-level noise: an atom that joins the tip lifts it until it leaves again."""
+    series = wanted_LDP[p.chatter_from : p.chatter_to].reshape(-1)  # a view: on over a line's end
+    number = rng.poisson(p.chatter * 2 * (p.chatter_to - p.chatter_from))
+    starts = rng.integers(series.size, size=number) if series.size else ()
+    for start, length in zip(starts, rng.exponential(p.chatter_pixels, number), strict=True):
+        series[start : start + 1 + int(length)] += p.chatter_height * rng.exponential()
+
+
+def _add_crashes(
+    wanted_LDP: Array, p: ScanParameters, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Let the tip run off to and fro, as the feedback does without contact; tell on which lines."""
+    series = wanted_LDP.reshape(-1)
+    lost = np.zeros(series.size, bool)
+    for _ in range(p.crashes):
+        start = rng.integers(p.measured_lines * 2 * p.pixels)
+        length = 1 + int(rng.exponential(p.crash_pixels))
+        away = np.cumsum(rng.random(length) < 4 / length) % 2  # in contact now and then
+        extent = len(series[start : start + length])
+        series[start : start + length] += rng.choice([-1, 1]) * p.crash_height * away[:extent]
+        lost[start : start + length] = True
+    crashed_L: NDArray[np.bool_] = np.any(lost.reshape(wanted_LDP.shape), axis=(1, 2))
+    return crashed_L
 
 
 def _follow(wanted_LDP: Array, p: ScanParameters) -> Array:
-    """First-order feedback: the tip approaches the wanted height with a time constant."""
+    """Linear feedback: first order with a time constant, or second order if it overshoots."""
     if p.feedback_time == 0:
         return wanted_LDP.copy()
-    step = 1 - math.exp(-p.line_time / p.pixels / p.feedback_time)
+    pace = p.line_time / p.pixels / p.feedback_time
+    if p.overshoot == 0:
+        poles = np.array([math.exp(-pace)])
+    else:  # damping ratio of an oscillator whose step response overshoots so far
+        damping = -math.log(p.overshoot) / math.hypot(math.pi, math.log(p.overshoot))
+        root = np.exp(pace * complex(-damping, math.sqrt(1 - damping**2)))
+        poles = np.array([root, root.conjugate()])
+    a = np.poly(poles).real
+    b = [a.sum()]
     series = wanted_LDP.reshape(-1)
-    followed, _ = lfilter([step], [1, step - 1], series, zi=[(1 - step) * series[0]])
+    followed, _ = lfilter(b, a, series, zi=lfilter_zi(b, a) * series[0])
     followed_LDP: Array = followed.reshape(wanted_LDP.shape)
     return followed_LDP
 
 
 def _slow_noise(p: ScanParameters, rng: np.random.Generator) -> Array:
-    """1/f noise, mains hum and offsets between lines, in time order."""
+    """Noise that grows towards low frequencies, mains hum and line offsets, in time order."""
     total = p.lines * 2 * p.pixels
     frequency = np.fft.rfftfreq(total)
     frequency[0] = np.inf
-    spectrum = (rng.normal(size=frequency.size) + 1j * rng.normal(size=frequency.size)) / np.sqrt(
-        frequency
-    )
+    spectrum = rng.normal(size=frequency.size) + 1j * rng.normal(size=frequency.size)
+    spectrum /= frequency ** (p.flicker_exponent / 2)
     series = np.fft.irfft(spectrum, total)
-    series *= p.flicker / series.std()
+    series *= p.flicker / math.sqrt(series.reshape(-1, p.pixels).var(axis=1).mean())
     time = np.arange(total) * (p.line_time / p.pixels)
     series += p.hum * np.sin(2 * np.pi * 50 * time + rng.uniform(0, 2 * np.pi))
     noise_LDP: Array = series.reshape(p.lines, 2, p.pixels)

@@ -24,8 +24,14 @@ from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing_folder
 from scanbench.processes import worker_pool
 from scanbench.tipstate import CLASSES
-from scanbench.tipstate.scanning import ANGSTROM, ScanParameters, SimulatedScan, simulate_scan
-from scanbench.tipstate.surface import HYDROGEN_SEPARATION, SurfaceParameters, Tip
+from scanbench.tipstate.materials import MATERIALS, SurfaceParameters
+from scanbench.tipstate.scanning import (
+    ANGSTROM,
+    ScanParameters,
+    SimulatedScan,
+    levelled,
+    simulate_scan,
+)
 from scanbench.tipstate.sxm import Channel, Header, write_sxm
 from scanbench.tipstate.tip import draw_tip, resolution
 
@@ -41,9 +47,22 @@ __all__ = [
     "simulate_scan",
 ]
 
-SEPARATIONS = (3.2, HYDROGEN_SEPARATION)
-"""Distance of the tunnelling centres of a dimer, Å, in a session: near the H, as bias decides."""
-DEFECTS = {"blunt": 0.45, "unstable": 0.2, "change": 0.35}
+STATES = (0.15, 0.35, 0.25, 0.25)
+"""Shares of the states, in the order of `CLASSES`, that a tip has before or after it changes."""
+SEPARATIONS = {
+    "atoms": (3.4, 3.7),
+    "asymmetry/dimer": (3.1, 3.7),
+    "rows": (2.6, 3.5),
+    "defect": (2.6, 3.7),
+}
+"""Least and largest distance of the tunnelling centres of a dimer, Å, in scans of a state.
+
+The bias decides which orbitals carry the current: those of the Si (2.4 apart) merge to a row, those
+of the H (3.5 apart, and leaning outward) show as atoms.
+"""
+VISIBLE = 0.3
+"""Noise is at most this share of the corrugation that a label rests on; else nobody could tell."""
+DEFECTS = {"blunt": 0.2, "dirty": 0.3, "unstable": 0.15, "change": 0.25, "crash": 0.1}
 """Shares of the ways in which a tip can be bad; ``blunt`` includes tips that draw ghosts."""
 
 
@@ -53,6 +72,8 @@ class Spec:
 
     Parameters
     ----------
+    surface
+        `h-si100`, `au111` or `graphite`.
     scans, sessions
         Number of scans and of sessions (groups) that they are spread over.
     pixels, lines
@@ -72,22 +93,27 @@ class Spec:
     tilt_deg
         Residual tilt (rms) of the sample plane.
     gap_angstrom
-        Least and largest distance between tip and atoms at the set-point.
+        Least and largest distance between tip and atoms at the set-point, on H:Si(100); tips come
+        nearer to other surfaces (`materials.Material.approach`).
     margin
         No tip is drawn that would be in another state if the thresholds of its states were so many
         times lower or higher; 1 draws tips at a threshold too, which no observer can tell.
-    adsorbates_per_nm2, dangling_per_nm2, missing_per_nm2
-        Typical density of adsorbed clusters, dangling bonds and missing dimers.
+    adsorbates_per_nm2, dangling_per_nm2, missing_per_nm2, charges_per_nm2
+        Typical density of adsorbed clusters, dangling bonds (of H:Si(100) only), missing dimers or
+        atoms, and charges below the surface.
     step_share
         Share of scans wider than 6 nm that show a step.
     repeat_share
         Chance that a scan repeats the spot and tip of an earlier one of its session and class.
     aborted_share
         Share of scans that were broken off.
+    levelled
+        Whether each line is written less its straight line fit, as the public images are.
     workers
         Processes to use.
     """
 
+    surface: str = "h-si100"
     scans: int = 200
     sessions: int = 10
     pixels: tuple[int, ...] = (128, 256)
@@ -101,9 +127,9 @@ class Spec:
         }
     )
     seed: int = 0
-    width_nm: tuple[float, float] = (3.0, 16.0)
-    pixel_nm: float = 0.08
-    noise_pm: tuple[float, float] = (0.5, 3.0)
+    width_nm: tuple[float, float] = (3.0, 20.0)
+    pixel_nm: float = 0.12
+    noise_pm: tuple[float, float] = (0.05, 1.0)
     drift_nm_per_min: float = 0.2
     tilt_deg: float = 0.05
     gap_angstrom: tuple[float, float] = (3.2, 3.9)
@@ -111,13 +137,16 @@ class Spec:
     adsorbates_per_nm2: float = 0.007
     dangling_per_nm2: float = 0.007
     missing_per_nm2: float = 0.007
+    charges_per_nm2: float = 0.05
     step_share: float = 0.15
     repeat_share: float = 0.3
     aborted_share: float = 0.03
+    levelled: bool = True
     workers: int = 1
 
     def __post_init__(self) -> None:
         checks = {
+            "surface": self.surface in MATERIALS,
             "scans": self.scans >= 1,
             "sessions": 1 <= self.sessions <= self.scans,
             "pixels": len(self.pixels) > 0 and min(self.pixels) >= 8,
@@ -133,11 +162,18 @@ class Spec:
         for name in ("width_nm", "noise_pm", "gap_angstrom"):
             value = getattr(self, name)
             checks[name] = len(value) == 2 and 0 < value[0] <= value[1]
+        if self.surface in MATERIALS:
+            checks["gap_angstrom"] &= self.gap_angstrom[0] > MATERIALS[self.surface].approach
         for name in ("repeat_share", "aborted_share", "step_share"):
             checks[name] = 0 <= getattr(self, name) <= 1
         for name in ("drift_nm_per_min", "tilt_deg"):
             checks[name] = getattr(self, name) >= 0
-        for name in ("adsorbates_per_nm2", "dangling_per_nm2", "missing_per_nm2"):
+        for name in (
+            "adsorbates_per_nm2",
+            "dangling_per_nm2",
+            "missing_per_nm2",
+            "charges_per_nm2",
+        ):
             checks[name] = 0 <= getattr(self, name) <= 0.5
         for name, good in checks.items():
             if not good:
@@ -168,6 +204,8 @@ class Spec:
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
     "tuple[int, ...]": "a list of whole numbers",
     "tuple[float, float]": "a list of two numbers",
     "Mapping[str, float]": "a number for each class",
@@ -177,6 +215,10 @@ _WORDS = {
 def _fits(value: Any, kind: str) -> bool:
     """Tell whether a plain value is of a field's type; NaN and infinity are no numbers."""
     match kind:
+        case "str":
+            return isinstance(value, str)
+        case "bool":
+            return isinstance(value, bool)
         case "int":
             return isinstance(value, int) and not isinstance(value, bool)
         case "float":
@@ -193,9 +235,9 @@ class _Session:
     """What the scans of a session have in common."""
 
     angle: float
-    separation: float
     noise: float
     flicker: float
+    flicker_exponent: float
     line_offset: float
     drift: tuple[float, float]
     widths: tuple[float, float]
@@ -203,6 +245,8 @@ class _Session:
     lines: int
     line_time: float
     lag_pixels: float
+    overshoot: float
+    chatter: float
     dirt: float
     bias: float
     setpoint: float
@@ -287,23 +331,67 @@ def _draw_session(spec: Spec, session: int) -> _Session:
     lines = int(rng.choice(spec.lines)) if spec.lines else pixels
     noise = _log_uniform(rng, *spec.noise_pm) / 100
     narrowest, widest = spec.width_nm
-    middle = _log_uniform(rng, narrowest, widest)
+    middle = narrowest * (widest / narrowest) ** (rng.random() ** 3)  # mostly close-ups
     return _Session(
         angle=rng.uniform(0, math.pi),
-        separation=rng.uniform(*SEPARATIONS),
         noise=noise,
-        flicker=noise * rng.uniform(0.5, 2),
+        flicker=noise * _log_uniform(rng, 1, 8),
+        flicker_exponent=rng.uniform(0.8, 1.6),
         line_offset=noise * rng.uniform(0.2, 2),
         drift=tuple(rng.normal(scale=spec.drift_nm_per_min / 6, size=2).tolist()),
         widths=(max(narrowest, middle / 2), min(widest, 1.5 * middle)),
         pixels=pixels,
         lines=lines,
         line_time=_log_uniform(rng, 0.08, 0.5),
-        lag_pixels=rng.uniform(0.1, 1.5),
+        lag_pixels=_log_uniform(rng, 0.5, 5) * pixels / 128,
+        overshoot=float(rng.choice([0.0, rng.uniform(0.05, 0.5)])),
+        chatter=float(rng.random() < 0.3) * _log_uniform(rng, 0.1, 20),
         dirt=rng.lognormal(0.0, 0.7),
         bias=float(rng.choice([-1, 1]) * rng.uniform(1.2, 2.5)),
         setpoint=rng.uniform(1e-11, 1e-10),
     )
+
+
+def _draw_tips(
+    spec: Spec, label: str, kind: str, gap: float, angle: float, rng: np.random.Generator
+) -> tuple[dict[str, Any], float]:
+    """Draw the tips of a scan in the states that its label says, and the dimers' separation."""
+    if kind in ("", "blunt", "dirty"):
+        states = [label]
+    else:  # contact is lost with a tip of any state; the others are two tips in turn
+        states = rng.choice(CLASSES, 1 if kind == "crash" else 2, replace=False, p=STATES).tolist()
+    ranges = [SEPARATIONS[state] for state in states]
+    separation = rng.uniform(max(low for low, _ in ranges), min(high for _, high in ranges))
+    try:
+        tips = [draw_tip(state, gap, angle, separation, rng, spec.margin) for state in states]
+    except ValueError as error:
+        raise UserError(f"simulate: gap_angstrom: {error}; lower it, or margin") from error
+    drawn: dict[str, Any] = {"tip": tips[0], "state": states[0]}
+    if len(tips) == 2:
+        drawn |= {"new_tip": tips[1], "new_state": states[1]}
+    return drawn, separation
+
+
+def _draw_trouble(
+    kind: str, measured: int, pixels: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draw when and how a bad tip fails; a good, a blunt and a dirty one do not."""
+    match kind:
+        case "crash":
+            return {
+                "crashes": 1 + int(rng.geometric(0.5)),
+                "crash_height": _log_uniform(rng, 3, 100),
+                "crash_pixels": _log_uniform(rng, 0.1, 8) * pixels,
+            }
+        case "change":
+            return {
+                "length_change": rng.normal(scale=0.5),
+                "change_line": int(rng.uniform(0.15, 0.8) * measured),
+                "change_pixel": int(rng.integers(pixels)),
+            }
+        case "unstable":
+            return {"length_change": rng.normal(scale=0.15), "unstable": True}
+    return {}
 
 
 def _draw_scan(
@@ -314,43 +402,39 @@ def _draw_scan(
     width = min(_log_uniform(rng, *session.widths), coarsest)
     angle = session.angle + rng.integers(2) * math.pi / 2 + rng.normal(scale=math.radians(1))
     gap = rng.uniform(*spec.gap_angstrom)
-
-    def tip(state: str) -> Tip:
-        try:
-            return draw_tip(state, gap, angle, session.separation, rng, spec.margin)
-        except ValueError as error:
-            raise UserError(f"simulate: gap_angstrom: {error}; lower it, or margin") from error
-
     lines, pixels = session.lines, session.pixels
     measured = lines
     if rng.random() < spec.aborted_share:
         measured = int(rng.uniform(0.1, 0.9) * lines) + 1
-    way: dict[str, Any] = {"tip": tip(label), "state": label} if label != "defect" else {}
-    if label == "defect":
-        kind = rng.choice(list(DEFECTS), p=list(DEFECTS.values()))
-        if kind == "blunt":
-            way = {"tip": tip("defect"), "state": "defect"}
-        else:
-            before, after = _different_states(rng)
-            way = {"tip": tip(before), "state": before, "new_tip": tip(after), "new_state": after}
-            way["length_change"] = rng.normal(scale=0.5 if kind == "change" else 0.15)
-        if kind == "unstable":
-            way["unstable"] = True
-        elif kind == "change":
-            way["change_line"] = int(rng.uniform(0.15, 0.8) * measured)
-            way["change_pixel"] = int(rng.integers(pixels))
+
+    kind = str(rng.choice(list(DEFECTS), p=list(DEFECTS.values()))) if label == "defect" else ""
+    tips, separation = _draw_tips(spec, label, kind, gap, angle, rng)
+    trouble = _draw_trouble(kind, measured, pixels, rng)
+    quiet = math.inf
+    if not kind:
+        resolved = resolution(tips["tip"], gap, angle, separation)
+        quiet = VISIBLE * (resolved.rows if label == "rows" else resolved.dimers)
     dirt = session.dirt * rng.lognormal(0.0, 0.5)
+    if kind == "dirty":  # debris of the tip, or a spot where the surface was never clean
+        dirt *= _log_uniform(rng, 3, 100)
+    chatter, first, last = session.chatter, 0, lines
+    if kind == "unstable" and rng.random() < 0.5:  # in a band of lines
+        first, last = sorted(rng.integers(lines + 1, size=2).tolist())
+        chatter = _log_uniform(rng, 0.5, 10)
     wide = width > 6
     return ScanParameters(
         label=label,
-        **way,
+        **tips,
+        **trouble,
         gap=gap,
         surface=SurfaceParameters(
+            material=spec.surface,
             angle=angle,
-            separation=session.separation,
+            separation=separation,
             missing=spec.missing_per_nm2 * dirt,
             dangling=spec.dangling_per_nm2 * dirt,
             adsorbates=spec.adsorbates_per_nm2 * dirt,
+            charges=spec.charges_per_nm2,
             step=int(rng.choice([1, 2], p=[0.7, 0.3]))
             if wide and rng.random() < spec.step_share
             else 0,
@@ -366,21 +450,22 @@ def _draw_scan(
         slow_direction=str(rng.choice(["up", "down"])),
         line_time=session.line_time,
         feedback_time=session.lag_pixels * session.line_time / pixels,
-        noise=session.noise * rng.lognormal(0.0, 0.3),
-        flicker=session.flicker,
+        overshoot=session.overshoot,
+        noise=min(session.noise * rng.lognormal(0.0, 0.3), quiet),
+        flicker=min(session.flicker * rng.lognormal(0.0, 0.3), quiet),
+        flicker_exponent=session.flicker_exponent,
         line_offset=session.line_offset,
         hum=session.noise * rng.uniform(0, 0.3),
-        streaks=int(rng.poisson(0.7)),
+        streaks=int(rng.poisson(0.4)),
+        chatter=chatter,
+        chatter_height=min(_log_uniform(rng, 0.02, 0.4), 3 * quiet),
+        chatter_pixels=_log_uniform(rng, 0.003, 0.1) * pixels,
+        chatter_from=first,
+        chatter_to=last,
         tilt=tuple(np.radians(rng.normal(scale=spec.tilt_deg, size=2)).tolist()),
         bias=session.bias,
         setpoint=session.setpoint,
     )
-
-
-def _different_states(rng: np.random.Generator) -> tuple[str, str]:
-    """Two states between which a change can be seen."""
-    before, after = rng.choice(CLASSES, size=2, replace=False, p=[0.15, 0.35, 0.25, 0.25])
-    return str(before), str(after)
 
 
 def draw_parameters(spec: Spec, plan: ScanPlan) -> ScanParameters:
@@ -412,10 +497,13 @@ def _make(spec: Spec, plan: ScanPlan, folder: Path) -> tuple[ScanPlan, Simulated
         slow_direction=p.slow_direction,
         offset_m=(p.centre[0] * ANGSTROM, p.centre[1] * ANGSTROM),
         started=datetime(2000, 1, 1) + minutes,
-        comment="simulated H:Si(100)-2x1",
+        comment=f"simulated {MATERIALS[spec.surface].title}",
     )
+    forward_LP, backward_LP = scan.forward_LP, scan.backward_LP
+    if spec.levelled:
+        forward_LP, backward_LP = levelled(forward_LP), levelled(backward_LP)
     channels = {
-        "Z": Channel(unit="m", forward_LP=scan.forward_LP, backward_LP=scan.backward_LP),
+        "Z": Channel(unit="m", forward_LP=forward_LP, backward_LP=backward_LP),
         "Current": Channel(
             unit="A",
             forward_LP=scan.forward_current_LP,

@@ -1,4 +1,4 @@
-"""H:Si(100)-2×1 under a tip of one or more apexes: from atoms to constant-current heights.
+"""A surface under a tip of one or more apexes: from atoms to constant-current heights.
 
 Lengths are in Å, angles in radians. Nothing here knows of scan lines, time or noise (`simulate`).
 
@@ -13,26 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float32]
-
-SILICON_CELL = 5.431
-"""Lattice constant of silicon, Å."""
-DIMER_SPACING = SILICON_CELL / math.sqrt(2)
-"""Distance of neighbouring dimers along a row, 3.84 Å."""
-ROW_SPACING = 2 * DIMER_SPACING
-"""Distance of neighbouring dimer rows, 7.68 Å."""
-LAYER = SILICON_CELL / 4
-"""Height of a single-layer step, 1.36 Å."""
-DIMER_BOND = 2.4
-"""Si-Si bond of a hydrogenated dimer, Å: 2.40 in theory (Northrup, Phys. Rev. B 44, 1419 (1991)),
-2.47 ± 0.02 by X-ray diffraction (Surf. Sci. 453, 18 (2000))."""
-HYDROGEN_SEPARATION = 3.5
-"""Distance of the two H of a dimer, Å: Si-H bonds of 1.50 Å, leaning outward by some 20°, add a
-good 1.0 Å to the dimer bond."""
 
 BLOCK = 2**15
 """Pairs of a tip position and an atom worked on at once."""
@@ -71,31 +57,57 @@ Tip = tuple[Apex, ...]
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A rectangular unit cell, such as that of one dimer.
+
+    Parameters
+    ----------
+    across, along
+        Its sides, Å.
+    basis
+        Where its tunnelling centres lie from its middle, ((across, along, height), …), Å.
+    """
+
+    across: float
+    along: float
+    basis: tuple[tuple[float, float, float], ...]
+
+    def points(
+        self, across: int = 24, along: int = 8
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return points of the cell, across and along, each [along, across], in Å."""
+        u = np.arange(across) * (self.across / across)
+        v = np.arange(along) * (self.along / along)
+        return np.meshgrid(u, v)
+
+
+@dataclass(frozen=True)
 class Lattice:
-    """A domain of dimer rows, periodic with its array: a 1×1×2 array is the perfect surface.
+    """A domain, periodic with its array: an array of one cell is the perfect surface.
 
     Parameters
     ----------
     angle
-        Direction of the axis across the rows, from the x axis, radians.
-    separation
-        Distance of the two tunnelling centres of a dimer, Å.
+        Direction of the cell's first axis (across the dimer rows), from the x axis, radians.
+    cell
+        Its unit cell.
     heights_RDS
-        Height of each centre, Å, by [row, dimer, side]; −inf where there is no atom. Site
-        [R // 2, D // 2] is at the origin.
+        Height of each of S centres a cell, Å, by [row, cell along the row, centre]; −inf where
+        there is no atom. Cell [R // 2, D // 2] is at the origin.
     """
 
     angle: float
-    separation: float
+    cell: Cell
     heights_RDS: Floats
 
     def sites(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the x and y of every centre, each [R, D, 2], in Å."""
+        """Return the x and y of every centre, each [R, D, S], in Å."""
         rows, dimers, _ = self.heights_RDS.shape
-        u = (np.arange(rows) - rows // 2)[:, None, None] * ROW_SPACING + np.array(
-            [-0.5, 0.5]
-        ) * self.separation
-        v = (np.arange(dimers) - dimers // 2)[None, :, None] * DIMER_SPACING
+        basis_S3 = np.array(self.cell.basis)
+        u, v = np.broadcast_arrays(
+            (np.arange(rows) - rows // 2)[:, None, None] * self.cell.across + basis_S3[:, 0],
+            (np.arange(dimers) - dimers // 2)[None, :, None] * self.cell.along + basis_S3[:, 1],
+        )
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         return u * cos - v * sin, u * sin + v * cos
 
@@ -110,112 +122,37 @@ class Surface:
         Domains; at a single-layer step there are two, a quarter turn apart.
     adsorbates_N3
         Atoms off the lattice, [N, (x, y, height)], Å.
+    charges_N4
+        Charges that bend the bands: [N, (x, y, rise, width)], Å.
     """
 
     lattices: tuple[Lattice, ...]
     adsorbates_N3: NDArray[np.float64]
+    charges_N4: NDArray[np.float64]
+
+    def band_bending(self, x_N: ArrayLike, y_N: ArrayLike) -> NDArray[np.float64]:
+        """Return by how much charges raise or lower a constant-current image, Å.
+
+        A charge shifts the states that tunnelling sees, over a screening length and whatever the
+        tip: a negative dangling bond stands in a dark halo, a buried dopant in a faint cloud
+        (M. B. Haider et al., Phys. Rev. Lett. 102, 046805 (2009)). Each is a Gaussian here.
+
+        Parameters
+        ----------
+        x_N, y_N
+            Positions of any common shape, Å.
+        """
+        x_N, y_N = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
+        rise_N = np.zeros(x_N.shape)
+        for x, y, rise, width in self.charges_N4:
+            rise_N += rise * np.exp(-((x_N - x) ** 2 + (y_N - y) ** 2) / (2 * width**2))
+        return rise_N
 
 
-def perfect_surface(angle: float = 0.0, separation: float = 3.0) -> Surface:
+def perfect_surface(cell: Cell, angle: float = 0.0) -> Surface:
     """Return the endless flat surface without defects."""
-    return Surface((Lattice(angle, separation, np.zeros((1, 1, 2), np.float32)),), np.empty((0, 3)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurfaceParameters:
-    """How a piece of surface looks; densities are per nm².
-
-    Parameters
-    ----------
-    angle
-        Direction across the rows, radians.
-    separation
-        Distance of the tunnelling centres of a dimer, Å: that of the Si (2.4) or of the H (3.5), or
-        between the two, as the bias decides.
-    missing, dangling, adsorbates
-        Density of missing dimers, dangling bonds (a lost H: bright) and adsorbed clusters.
-    step
-        Height of the step in layers: 0 (none), 1 (rows turn by 90°) or 2.
-    seed
-        What is where: the same numbers give the same surface.
-    """
-
-    angle: float
-    separation: float
-    missing: float
-    dangling: float
-    adsorbates: float
-    step: int
-    seed: int
-
-
-def make_surface(parameters: SurfaceParameters, radius: float) -> Surface:
-    """Build the surface within `radius` (Å) of the origin.
-
-    The origin always lies on the upper terrace, which is the one that `parameters.angle` describes.
-    """
-    rng = np.random.default_rng(parameters.seed)
-    area = (2 * radius / 10) ** 2  # nm², as densities are
-    shape = (2 * math.ceil(radius / ROW_SPACING) + 3, 2 * math.ceil(radius / DIMER_SPACING) + 3, 2)
-    heights_RDS = np.zeros(shape, np.float32)
-    sites = shape[0] * shape[1]
-
-    # A missing dimer bares the second layer; an unsaturated bond, though an electronic state, looks
-    # like an atom that stands out by about 1.5 Å.
-    for site in rng.integers(sites, size=rng.poisson(parameters.missing * area)):
-        heights_RDS.reshape(sites, 2)[site] = -LAYER
-    for site in rng.integers(sites, size=rng.poisson(parameters.dangling * area)):
-        heights_RDS.reshape(sites, 2)[site, rng.integers(2)] = rng.uniform(1.0, 1.8)
-
-    clusters = [np.empty((0, 3))]
-    for _ in range(rng.poisson(parameters.adsorbates * area)):
-        atoms = rng.geometric(0.2)  # mostly a few, now and then a heap of debris
-        spread = rng.uniform(0.5, 2.0) * math.sqrt(atoms)
-        cluster = np.empty((atoms, 3))
-        cluster[:, :2] = rng.uniform(-radius, radius, 2) + rng.normal(scale=spread, size=(atoms, 2))
-        cluster[:, 2] = rng.uniform(0.6, 2.2) * atoms**0.3 * rng.uniform(0.6, 1.0, atoms)
-        clusters.append(cluster)
-    adsorbates_N3 = np.concatenate(clusters)
-
-    upper = Lattice(parameters.angle, parameters.separation, heights_RDS)
-    if parameters.step == 0:
-        return Surface((upper,), adsorbates_N3)
-    turn = math.pi / 2 if parameters.step == 1 else 0.0
-    lower = Lattice(parameters.angle + turn, parameters.separation, heights_RDS.copy())
-    edge = _StepEdge.draw(rng, radius)
-    upper.heights_RDS[~edge.above(*upper.sites())] = -np.inf
-    beyond = edge.above(*lower.sites())
-    lower.heights_RDS[:] = np.where(beyond, -np.inf, lower.heights_RDS - parameters.step * LAYER)
-    low = ~edge.above(adsorbates_N3[:, 0], adsorbates_N3[:, 1])
-    adsorbates_N3[low, 2] -= parameters.step * LAYER
-    return Surface((upper, lower), adsorbates_N3)
-
-
-@dataclass(frozen=True)
-class _StepEdge:
-    """A step edge with kinks: a straight line plus a random walk along it."""
-
-    direction: float
-    distance: float
-    along: NDArray[np.float64]
-    wander: NDArray[np.float64]
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, radius: float) -> _StepEdge:
-        along = np.arange(-radius, radius + ROW_SPACING, ROW_SPACING)
-        kinks = rng.choice([-1, 0, 1], size=along.size, p=[0.15, 0.7, 0.15]) * ROW_SPACING
-        wander = np.cumsum(kinks)
-        wander -= np.interp(0.0, along, wander)
-        direction, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.5) * radius
-        return cls(direction, distance, along, wander)
-
-    def above(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
-        """Tell which points lie on the upper terrace."""
-        x, y = np.asarray(x), np.asarray(y)
-        cos, sin = math.cos(self.direction), math.sin(self.direction)
-        edge = np.interp(y * cos - x * sin, self.along, self.wander)
-        above: NDArray[np.bool_] = x * cos + y * sin < self.distance + edge
-        return above
+    heights_RDS = np.array(cell.basis, np.float32)[None, None, :, 2]
+    return Surface((Lattice(angle, cell, heights_RDS),), np.empty((0, 3)), np.empty((0, 4)))
 
 
 def tunnelling_current(
@@ -260,7 +197,7 @@ def _decayed(squared_distance: Floats, apex: Apex) -> Floats:
 
 def _reach(apex: Apex, z_N: Floats) -> float:
     """Return the lateral distance beyond which atoms count for nothing."""
-    near = float(np.median(z_N))
+    near = float(z_N.mean())
     return math.sqrt((near - math.log(NEGLIGIBLE) / (2 * apex.decay)) ** 2 - near**2)
 
 
@@ -270,27 +207,29 @@ def _lattice_current(
     """Sum over the K tunnelling centres near each of N points, in blocks that stay in the cache."""
     cos, sin = np.float32(math.cos(lattice.angle)), np.float32(math.sin(lattice.angle))
     u_N, v_N = x_N * cos + y_N * sin, y_N * cos - x_N * sin
-    row_N = np.rint(u_N / np.float32(ROW_SPACING)).astype(np.int32)
-    dimer_N = np.rint(v_N / np.float32(DIMER_SPACING)).astype(np.int32)
-    u_N -= row_N * np.float32(ROW_SPACING)  # now relative to the middle of the nearest dimer
-    v_N -= dimer_N * np.float32(DIMER_SPACING)
+    across, along = np.float32(lattice.cell.across), np.float32(lattice.cell.along)
+    row_N = np.rint(u_N / across).astype(np.int32)
+    dimer_N = np.rint(v_N / along).astype(np.int32)
+    u_N -= row_N * across  # now relative to the middle of the nearest cell
+    v_N -= dimer_N * along
 
-    rows, dimers, _ = lattice.heights_RDS.shape
-    row_K, dimer_K, side_K = _neighbours(lattice, _reach(apex, z_N))
+    rows, dimers, sides = lattice.heights_RDS.shape
+    row_K, dimer_K, side_K = _neighbours(lattice.cell, math.ceil(4 * _reach(apex, z_N)) / 4)
     # wrapped around, so that a neighbour is a fixed step away in memory
     pad_u, pad_v = int(row_K.max()), int(dimer_K.max())
     padding = ((pad_u, pad_u), (pad_v, pad_v), (0, 0))
     heights = np.pad(lattice.heights_RDS, padding, mode="wrap").reshape(-1)
     stride = dimers + 2 * pad_v
     site_N = (row_N + rows // 2) % rows * stride + (dimer_N + dimers // 2) % dimers
-    step_K1 = (((row_K + pad_u) * stride + dimer_K + pad_v) * 2 + side_K)[:, None]
-    u_K1 = (row_K * ROW_SPACING + (side_K - 0.5) * lattice.separation).astype(np.float32)[:, None]
-    v_K1 = (dimer_K * DIMER_SPACING).astype(np.float32)[:, None]
+    step_K1 = (((row_K + pad_u) * stride + dimer_K + pad_v) * sides + side_K)[:, None]
+    basis_S3 = np.array(lattice.cell.basis)
+    u_K1 = (row_K * lattice.cell.across + basis_S3[side_K, 0]).astype(np.float32)[:, None]
+    v_K1 = (dimer_K * lattice.cell.along + basis_S3[side_K, 1]).astype(np.float32)[:, None]
     current_N = np.empty(x_N.shape)
     block = max(1, BLOCK // len(row_K))
     for start in range(0, x_N.size, block):
         part = slice(start, start + block)
-        height_KN = heights[2 * site_N[part] + step_K1]
+        height_KN = heights[sides * site_N[part] + step_K1]
         squared_KN = (z_N[part] - height_KN) ** 2
         squared_KN += (u_N[part] - u_K1) ** 2
         squared_KN += (v_N[part] - v_K1) ** 2
@@ -298,17 +237,21 @@ def _lattice_current(
     return current_N
 
 
-def _neighbours(lattice: Lattice, reach: float) -> tuple[NDArray[np.int32], ...]:
-    """Return row, dimer and side, each [K], of the centres that matter in cell (0, 0)."""
-    far_u, far_v = math.ceil(reach / ROW_SPACING), math.ceil(reach / DIMER_SPACING)
+@lru_cache(maxsize=256)
+def _neighbours(cell: Cell, reach: float) -> tuple[NDArray[np.int32], ...]:
+    """Return row, cell along it and centre, each [K], of all that matter in cell (0, 0)."""
+    basis_S3 = np.array(cell.basis)
+    # Half a cell more: a centre may lie at the border of its cell, the point at the other.
+    far_u = math.ceil(reach / cell.across + 0.5)
+    far_v = math.ceil(reach / cell.along + 0.5)
     row, dimer, side = np.meshgrid(
         np.arange(-far_u, far_u + 1, dtype=np.int32),
         np.arange(-far_v, far_v + 1, dtype=np.int32),
-        np.arange(2, dtype=np.int32),
+        np.arange(len(basis_S3), dtype=np.int32),
         indexing="ij",
     )
-    across = np.abs(row * ROW_SPACING + (side - 0.5) * lattice.separation) - ROW_SPACING / 2
-    along = np.abs(dimer * DIMER_SPACING) - DIMER_SPACING / 2
+    across = np.abs(row * cell.across + basis_S3[side, 0]) - cell.across / 2
+    along = np.abs(dimer * cell.along + basis_S3[side, 1]) - cell.along / 2
     near = np.hypot(np.maximum(across, 0), np.maximum(along, 0)) <= reach
     return row[near], dimer[near], side[near]
 
@@ -333,7 +276,7 @@ def constant_current_height(
     """
     x_N, y_N = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
     shape, x_N, y_N = x_N.shape, x_N.ravel(), y_N.ravel()
-    setpoint = _setpoint(tip, gap, surface.lattices[0].separation)
+    setpoint = _setpoint(tip, gap, surface.lattices[0].cell)
     decay = 2 * max(apex.decay for apex in tip)
     far = decay * (gap + min(apex.radius for apex in tip))
     steepness = decay * far / (1 + far)
@@ -349,15 +292,6 @@ def constant_current_height(
     return (z_N - gap).reshape(shape)
 
 
-def unit_cell(across: int = 24, along: int = 8) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return points of the 2×1 unit cell, across and along the row, each [along, across], in Å."""
-    u = np.arange(across) * (ROW_SPACING / across)
-    v = np.arange(along) * (DIMER_SPACING / along)
-    return np.meshgrid(u, v)
-
-
-def _setpoint(tip: Tip, gap: float, separation: float) -> float:
-    u, v = (points.ravel() for points in unit_cell())
-    return float(
-        tunnelling_current(perfect_surface(0.0, separation), tip, u, v, np.full(u.size, gap)).mean()
-    )
+def _setpoint(tip: Tip, gap: float, cell: Cell) -> float:
+    u, v = (points.ravel() for points in cell.points())
+    return float(tunnelling_current(perfect_surface(cell), tip, u, v, np.full(u.size, gap)).mean())

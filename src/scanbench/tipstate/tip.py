@@ -13,22 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from scanbench.tipstate import CLASSES
+from scanbench.tipstate.materials import dimer_cell
 from scanbench.tipstate.surface import (
     Apex,
     Tip,
     constant_current_height,
     perfect_surface,
     tunnelling_current,
-    unit_cell,
 )
 
-ATOM_SPLIT = 0.015
-"""Both atoms of a dimer show if the saddle between them is at least this deep, Å."""
+ATOM_SPLIT = 0.01
+"""Both atoms of a dimer show if the saddle between them is at least this deep, Å …"""
+ATOM_SHARE = 0.15
+"""… and at least this share of the corrugation across the rows: a picture shows its largest."""
 ATOM_BALANCE = 0.35
 """… and the lower one rises at least this share of the higher one above the deepest trough."""
-DIMER_CORRUGATION = 0.02
-"""Dimers show if the height varies along the row by at least this, Å."""
-ROW_CORRUGATION = 0.03
+DIMER_CORRUGATION = 0.01
+"""Dimers show if the height varies along the row by at least this, Å …"""
+DIMER_SHARE = 0.25
+"""… and at least this share of the corrugation across the rows."""
+ROW_CORRUGATION = 0.015
 """Rows show if the row-averaged height varies across them by at least this, Å."""
 GHOST_DISTANCE = 9.0
 """Apexes further apart than this draw everything twice, Å."""
@@ -79,8 +83,9 @@ class Resolution:
         """Return the class if every threshold were `factor` times what it is."""
         if self.ghosts >= factor * GHOST_SHARE:
             return "defect"
-        if self.dimers >= factor * DIMER_CORRUGATION:
-            both = self.split >= factor * ATOM_SPLIT and self.balance >= factor * ATOM_BALANCE
+        if self.dimers >= factor * max(DIMER_CORRUGATION, DIMER_SHARE * self.rows):
+            both = self.split >= factor * max(ATOM_SPLIT, ATOM_SHARE * self.rows)
+            both &= self.balance >= factor * ATOM_BALANCE
             return "atoms" if both else "asymmetry/dimer"
         return "rows" if self.rows >= factor * ROW_CORRUGATION else "defect"
 
@@ -89,10 +94,11 @@ def cell_image(
     tip: Tip, gap: float, angle: float = 0.0, separation: float = 3.0
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Return the constant-current heights of one unit cell, [along, across] the row, Å."""
-    u, v = unit_cell()
+    cell = dimer_cell(separation)
+    u, v = cell.points()
     cos, sin = math.cos(angle), math.sin(angle)
     image: np.ndarray[tuple[int, int], np.dtype[np.float64]] = constant_current_height(
-        perfect_surface(angle, separation), tip, u * cos - v * sin, u * sin + v * cos, gap
+        perfect_surface(cell, angle), tip, u * cos - v * sin, u * sin + v * cos, gap
     )
     return image
 
@@ -137,14 +143,15 @@ def resolution(tip: Tip, gap: float, angle: float = 0.0, separation: float = 3.0
 
 
 def _share(apex: Apex, gap: float, separation: float) -> float:
-    u, v = (points.ravel() for points in unit_cell(across=6, along=3))
+    cell = dimer_cell(separation)
+    u, v = (points.ravel() for points in cell.points(across=6, along=3))
     z = np.full(u.size, gap)
-    return float(tunnelling_current(perfect_surface(0.0, separation), (apex,), u, v, z).mean())
+    return float(tunnelling_current(perfect_surface(cell), (apex,), u, v, z).mean())
 
 
 _WORTH_TRYING = {
     "atoms": (0.0, 1.5, 0.25),
-    "asymmetry/dimer": (0.0, 6.0, 0.6),
+    "asymmetry/dimer": (0.0, 3.0, 0.75),
     "rows": (1.0, 12.0, 0.6),
     "defect": (3.0, 40.0, 0.6),
 }
