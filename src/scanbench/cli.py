@@ -97,7 +97,15 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent, args.start, chosen=args.chosen)
+    train(
+        args.spec,
+        args.store,
+        args.split,
+        args.weights.parent,
+        args.start,
+        teacher=args.teacher,
+        chosen=args.chosen,
+    )
 
 
 def choose(args: Arguments) -> None:
@@ -378,6 +386,9 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
+    trained.add_argument(
+        "--teacher", type=Path, help="folder of a run to learn the soft answers of"
+    )
     trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
     settled = command("choose", choose, {"out": "JSON file to write"})
     settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")

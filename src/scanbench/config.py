@@ -58,6 +58,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     _check_starts(filled)
     _check_explanations(filled)
     _check_anomalies(filled)
+    _check_teachers(filled)
     return filled
 
 
@@ -494,13 +495,42 @@ def _check_starts(config: Config) -> None:
             _check_foundations(config, run, sizes=name in wanted)
 
 
+def _check_teachers(config: Config) -> None:
+    """Check that each teacher exists, sees whole scans, as its student does, and no circle."""
+    experiments = config["experiments"]
+    for name, experiment in experiments.items():
+        teacher, where = experiment["teacher"], f"config: experiments.{name}.teacher"
+        if teacher is None:
+            continue
+        taught_by = teacher["experiment"]
+        if taught_by not in experiments:
+            hint = did_you_mean(taught_by, experiments)
+            raise UserError(f"{where}.experiment: no experiment {taught_by!r}; {hint}")
+        for who in (name, taught_by):
+            if experiments[who]["window"]:
+                raise UserError(f"{where}: {who!r} is of windows; both must see whole scans")
+        if teacher["answers"] == "all" and experiment["augmentation"]["flip_slow"]:
+            raise UserError(
+                f"{where}.answers: 'all' is of scans as measured, and augmentation.flip_slow "
+                "turns them round; set that to 0, or this to last"
+            )
+        below, waiting = set[str](), [taught_by]
+        while waiting:
+            if (above := waiting.pop()) == name:
+                raise UserError(f"{where}: a circle; let one of them stand on its own")
+            if above not in below and above in experiments:
+                below.add(above)
+                rests_on = (experiments[above][role] for role in ("start", "teacher"))
+                waiting += [found["experiment"] for found in rests_on if found is not None]
+
+
 def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
-    """Check the runs below a run.
+    """Check the runs below a run that it begins with the weights of.
 
     An overlay may change sizes for its own targets without regard to the others.
     """
     above = run
-    for found in plan.below(config, run):
+    while (found := plan.rests_on(config, above).get("start")) is not None:
         where = f"config: experiments.{above['experiment']}.start"
         if found["split"] not in config["splits"]:
             hint = did_you_mean(found["split"], config["splits"])

@@ -87,29 +87,27 @@ def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
     `start`: the run whose weights it begins with, of the same seed, so that the spread over seeds
     is that of both trainings together. On the run's own data set: of the same split and fold.
+    `teacher`: the run whose soft answers it learns, of the same data set, split, fold and seed.
     """
-    start = config["experiments"][run["experiment"]]["start"]
-    if start is None:
-        return {}
-    own = start["dataset"] in (None, run["dataset"])
-    here = {"split": run["split"], "fold": int(run["fold"])}
-    elsewhere = {"split": "sessions", "fold": 0}
-    given = {key: start[key] for key in here if start[key] is not None}
-    return {
-        "start": {
-            "dataset": run["dataset"] if own else start["dataset"],
-            "experiment": start["experiment"],
-            "seed": int(run["seed"]),
-            **(here if own else elsewhere),
-            **given,
-        }
+    experiment = config["experiments"][run["experiment"]]
+    own = {
+        **{key: run[key] for key in ("dataset", "split")},
+        **{key: int(run[key]) for key in ("fold", "seed")},
     }
-
-
-def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the wildcards of all runs that a run rests on, the nearest first."""
-    nearest = rests_on(config, run).values()
-    return [found for near in nearest for found in (near, *below(config, near))]
+    found = {}
+    if (start := experiment["start"]) is not None:
+        here = start["dataset"] in (None, run["dataset"])
+        given = {key: start[key] for key in ("dataset", "split", "fold") if start[key] is not None}
+        elsewhere = {"split": "sessions", "fold": 0}
+        found["start"] = {
+            **own,
+            **({} if here else elsewhere),
+            **given,
+            "experiment": start["experiment"],
+        }
+    if (teacher := experiment["teacher"]) is not None:
+        found["teacher"] = {**own, "experiment": teacher["experiment"]}
+    return found
 
 
 def compared(config: Config) -> list[str]:
