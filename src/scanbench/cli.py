@@ -271,7 +271,7 @@ def export(args: Arguments) -> None:
     """Write one step of a run as ONNX, with its state as inputs and outputs, and a model card."""
     from scanbench.export import export
 
-    export(args.run, args.out, int8=args.int8, metrics=args.metrics)
+    export(args.run, args.out, form=args.form, metrics=args.metrics)
 
 
 def _seconds(text: str) -> float:
@@ -525,7 +525,9 @@ def parser() -> argparse.ArgumentParser:
     exported = command(
         "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
     )
-    exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
+    exported.add_argument(
+        "--form", default="fp32", metavar="FORM", help="weights as fp32 (default), fp16 or int8"
+    )
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
     for sub in (
         *(simulated, fetched, read, compared, applied, watched, replayed),
