@@ -106,7 +106,7 @@ def predict_arrays(
     lines = run.meta["lines"]
     model = run.model.to(device).eval()
     times = AnswerTimes.of(model, lines)
-    parts = [_fallback(np.arange(len(n_lines_N)), n_lines_N, run.meta["prior"])]
+    parts = [fallback(np.arange(len(n_lines_N)), n_lines_N, run.meta["prior"])]
     for begin in range(0, len(index), batch_size):
         scan_B, first_B, length_B = index.lookup(
             np.arange(begin, min(begin + batch_size, len(index)))
@@ -121,6 +121,22 @@ def predict_arrays(
     answered = np.isin(answers.scan, answers.scan[~answers.fallback])
     answers = answers[np.flatnonzero(~(answers.fallback & answered))]
     return answers[np.lexsort((answers.lines_seen, answers.first_line, answers.scan))]
+
+
+def valid_logits(run: Run, x_NLP: FloatArray, n_lines_N: ArrayLike) -> FloatArray:
+    """Return the logits of every valid answer about whole scans, by scan and lines, [R, C]."""
+    length_N = torch.as_tensor(np.asarray(n_lines_N, np.int64))
+    valid_NT = AnswerTimes.of(run.model, run.meta["lines"]).valid(length_N)
+    with torch.inference_mode():
+        logits_NTC = torch.cat(
+            [
+                run.model(x_BLP, length_B)
+                for x_BLP, length_B in zip(
+                    torch.from_numpy(x_NLP).split(BATCH), length_N.split(BATCH), strict=True
+                )
+            ]
+        )
+    return logits_NTC[valid_NT].numpy()
 
 
 def _rows(
@@ -147,7 +163,7 @@ def _rows(
     )
 
 
-def _fallback(
+def fallback(
     scan_R: NDArray[np.int64], n_lines_R: NDArray[np.int64], prior_C: Sequence[float]
 ) -> Answers:
     """Return the prior for each scan, as if it were a model's answer at its end."""

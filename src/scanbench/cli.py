@@ -117,6 +117,11 @@ def choose(args: Arguments) -> None:
 
 def predict(args: Arguments) -> None:
     """Write every held-out prediction of a run."""
+    if args.exported:
+        from scanbench.exported import predict_exported
+
+        predict_exported(args.store, args.split, args.weights.parent, args.exported, args.out)
+        return
     from scanbench.prediction import predict
 
     predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
@@ -274,6 +279,13 @@ def export(args: Arguments) -> None:
     export(args.run, args.out, form=args.form, metrics=args.metrics)
 
 
+def deployment(args: Arguments) -> None:
+    """Score an experiment's exported forms beside its runs and their teacher."""
+    from scanbench.deployment import deployment
+
+    deployment(args.spec, args.results, args.store, args.split, args.out)
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < 1e6:
@@ -402,7 +414,9 @@ def parser() -> argparse.ArgumentParser:
         },
         spec=False,
     )
-    predicted.add_argument(
+    instead = predicted.add_mutually_exclusive_group()
+    instead.add_argument("--exported", type=Path, help="the run's step as ONNX, to feed instead")
+    instead.add_argument(
         "--unlabelled",
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
@@ -465,7 +479,8 @@ def parser() -> argparse.ArgumentParser:
     flagged = command(
         "anomaly", anomaly, {**trained_on, "out": "folder to write tables and figures into"}
     )
-    for sub in (scored, compared, drawn, beside, flagged):
+    brought = command("deployment", deployment, {**trained_on, "out": "folder to write"})
+    for sub in (scored, compared, drawn, beside, flagged, brought):
         sub.add_argument(
             "--results",
             type=Path,

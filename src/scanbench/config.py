@@ -59,6 +59,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     _check_explanations(filled)
     _check_anomalies(filled)
     _check_teachers(filled)
+    _check_deployments(filled)
     return filled
 
 
@@ -522,6 +523,28 @@ def _check_teachers(config: Config) -> None:
                 below.add(above)
                 rests_on = (experiments[above][role] for role in ("start", "teacher"))
                 waiting += [found["experiment"] for found in rests_on if found is not None]
+
+
+def _check_deployments(config: Config) -> None:
+    """Check that each deployment is of an experiment of its comparison, on whole scans."""
+    for name, own in config["deployments"].items():
+        where = f"config: deployments.{name}"
+        if own["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(own["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {own['comparison']!r}; {hint}")
+        experiments = config["comparisons"][own["comparison"]]["experiments"]
+        if own["experiment"] not in experiments:
+            hint = did_you_mean(own["experiment"], experiments)
+            raise UserError(
+                f"{where}.experiment: {own['experiment']!r} is not one of the experiments of "
+                f"{own['comparison']!r}; {hint}"
+            )
+        experiment = config["experiments"][own["experiment"]]
+        if experiment["window"] or experiment["normalisation"] == "scan":
+            raise UserError(
+                f"{where}.experiment: {own['experiment']!r} is of windows, or normalised by lines "
+                "not yet measured; deploy one on whole scans with normalisation: line"
+            )
 
 
 def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:

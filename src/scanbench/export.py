@@ -112,8 +112,8 @@ def metadata(run: Run) -> dict[str, Any]:
     meta = run.meta
     if not hasattr(run.model, "step"):
         raise UserError(
-            f"model {meta['model']}: has no step that answers line by line; export causal or lrcn "
-            "(scanbench stream runs every model)"
+            f"model {meta['model']}: has no step that answers line by line; export causal, "
+            "lrcn or efficientnet-causal (scanbench stream runs every model)"
         )
     if meta.get("window"):
         raise UserError(

@@ -323,6 +323,48 @@ def agreement_spec(config: Config, comparison: str) -> str:
     )
 
 
+def deployed(config: Config) -> list[str]:
+    """Return the deployments of the comparisons that the targets ask for."""
+    wanted = compared(config)
+    return [name for name, own in config["deployments"].items() if own["comparison"] in wanted]
+
+
+def deployment_runs(config: Config, name: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that a deployment is of."""
+    own = config["deployments"][name]
+    return [
+        run for run in runs(config, own["comparison"]) if run["experiment"] == own["experiment"]
+    ]
+
+
+def teacher_runs(config: Config, name: str) -> list[dict[str, Any]]:
+    """Return the wildcards of the runs that taught those of a deployment, in their order."""
+    below = [rests_on(config, run) for run in deployment_runs(config, name)]
+    return [found["teacher"] for found in below if "teacher" in found]
+
+
+def deployment_spec(config: Config, name: str) -> str:
+    """Return what the tables of a deployment depend on."""
+    own = config["deployments"][name]
+    wanted = config["comparisons"][own["comparison"]]
+    dataset = config["datasets"][wanted["dataset"]]
+    teacher = config["experiments"][own["experiment"]]["teacher"]
+    simulated = " (simulated)" if dataset["source"] == "simulate" else ""
+    keys = ("lines", "bootstrap", "confidence", "ece_bins", "seed")
+    return canonical_json(
+        {
+            **{key: config["evaluation"][key] for key in keys},
+            "name": name,
+            "experiment": own["experiment"],
+            "forms": own["forms"],
+            "dataset_title": dataset["title"] + simulated,
+            "teacher": None if teacher is None else teacher["experiment"],
+            "runs": [RUN.format(**run) for run in deployment_runs(config, name)],
+            "teacher_runs": [RUN.format(**run) for run in teacher_runs(config, name)],
+        }
+    )
+
+
 def render_spec(config: Config, comparison: str) -> str:
     """Return what the figures and the summary of a comparison depend on."""
     wanted = config["comparisons"][comparison]

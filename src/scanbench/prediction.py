@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,30 @@ from scanbench.files import replacing, write_json
 from scanbench.predictions import class_columns
 from scanbench.runs import META, WEIGHTS, Run, check_trained_on, load_run
 from scanbench.split_file import read_split
-from scanbench.store import Store
+from scanbench.store import FloatArray, Store
 
 __all__ = ["Answers", "load_run", "predict", "predict_arrays", "unlabelled_scans"]
 
 #: Scans read at once.
 BLOCK = 256
+
+
+class By(Protocol):
+    """A way to the answers of a run other than its own forward pass.
+
+    Attributes
+    ----------
+    file
+        What it is read from.
+    told
+        What it adds to the provenance, once it has answered.
+    """
+
+    file: Path
+    told: dict[str, Any]
+
+    def answers(self, run: Run, x_NLP: FloatArray, n_lines_N: NDArray[np.int64]) -> Answers:
+        """Return every valid answer about scans, as `predict_arrays` does."""
 
 
 def predict(
@@ -39,6 +57,7 @@ def predict(
     out: str | Path,
     *,
     unlabelled: bool = False,
+    exported: By | None = None,
 ) -> None:
     """Write every held-out prediction of a run, and its provenance beside the table.
 
@@ -50,10 +69,13 @@ def predict(
         Folder of a trained run.
     out
         The Parquet file to write; the same input gives the same bytes on the same machine.
-        Provenance goes into `predict.json`, or `NAME.json` for scans without label.
+        Provenance goes into `predict.json`, or `NAME.json` for scans without label and for another
+        way to the answers.
     unlabelled
         Predict the scans without label of the tested groups instead of the test part; see
         `unlabelled_scans`.
+    exported
+        Another way to the run's answers than its own forward pass.
 
     Raises
     ------
@@ -79,24 +101,27 @@ def predict(
         title = f"predict {meta['name']} fold {meta['fold']} seed {meta['seed']}"
         found = []
         for block in tqdm(blocks, desc=title, unit="block"):
-            answers = predict_arrays(
-                trained,
-                data.read(block, meta["normalisation"]),
-                data.n_lines[block],
-                device=device,
-            )
+            x_NLP, n_lines_N = data.read(block, meta["normalisation"]), data.n_lines[block]
+            if exported:
+                answers = exported.answers(trained, x_NLP, n_lines_N)
+            else:
+                answers = predict_arrays(trained, x_NLP, n_lines_N, device=device)
             found.append(answer_table(answers, block, data, meta["fold"], meta["seed"]))
     table = pa.concat_tables(found)
     with replacing(out) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=1 << 20)
     inputs = {"store": store, "split": split, "weights": run / WEIGHTS, "model": run / META}
+    if exported:
+        inputs["exported"] = exported.file
     record = provenance.record(
         {key: meta[key] for key in ("name", "fold", "seed")},
         inputs=inputs,
         started=started,
         device=torch.cuda.get_device_name() if device == "cuda" else None,
     )
-    write_json(out.with_suffix(".json") if unlabelled else out.with_name("predict.json"), record)
+    own = unlabelled or exported
+    record |= exported.told if exported else {}
+    write_json(out.with_suffix(".json") if own else out.with_name("predict.json"), record)
 
 
 def unlabelled_scans(data: Store, split: Mapping[str, Any], fold: int) -> NDArray[np.int64]:
