@@ -90,12 +90,15 @@ def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]
     `teacher`: the run whose soft answers it learns, of the same data set, split, fold and seed.
     """
     experiment = config["experiments"][run["experiment"]]
+    start, teacher = experiment["start"], experiment["teacher"]
+    if start is None and teacher is None:
+        return {}
     own = {
         **{key: run[key] for key in ("dataset", "split")},
         **{key: int(run[key]) for key in ("fold", "seed")},
     }
     found = {}
-    if (start := experiment["start"]) is not None:
+    if start is not None:
         here = start["dataset"] in (None, run["dataset"])
         given = {key: start[key] for key in ("dataset", "split", "fold") if start[key] is not None}
         elsewhere = {"split": "sessions", "fold": 0}
@@ -105,7 +108,7 @@ def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]
             **given,
             "experiment": start["experiment"],
         }
-    if (teacher := experiment["teacher"]) is not None:
+    if teacher is not None:
         found["teacher"] = {**own, "experiment": teacher["experiment"]}
     return found
 
