@@ -156,7 +156,8 @@ def test_a_teacher_that_cannot_teach_is_refused_in_one_line(
     teacher: dict[str, Any],
     message: str,
 ) -> None:
-    student = spec("causal", **changes) | {"teacher": {"experiment": "causal", **teacher}}
+    student = spec(**{"model": "causal", **changes})
+    student |= {"teacher": {"experiment": "causal", **teacher}}
     with pytest.raises(UserError, match=message) as error:
         train(student, *study, tmp_path / "run", teacher=taught)
     assert "\n" not in str(error.value)
