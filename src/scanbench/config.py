@@ -548,12 +548,12 @@ def _check_deployments(config: Config) -> None:
 
 
 def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
-    """Check the runs below a run that it begins with the weights of.
+    """Check the runs that a run's weights go back to.
 
     An overlay may change sizes for its own targets without regard to the others.
     """
     above = run
-    while (found := plan.rests_on(config, above).get("start")) is not None:
+    for found in plan.below(config, run):
         where = f"config: experiments.{above['experiment']}.start"
         if found["split"] not in config["splits"]:
             hint = did_you_mean(found["split"], config["splits"])

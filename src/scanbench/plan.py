@@ -113,6 +113,12 @@ def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]
     return found
 
 
+def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the wildcards of all runs that a run's weights go back to, the nearest first."""
+    nearest = rests_on(config, run).get("start")
+    return [nearest, *below(config, nearest)] if nearest else []
+
+
 def compared(config: Config) -> list[str]:
     """Return the comparisons that the targets ask for: by name, as sides, or to draw curves of."""
     sides, curves = config["side_by_side"], config["curves"]
