@@ -27,6 +27,7 @@ import onnx
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional
 
 from scanbench.deployment import PYTORCH
 from scanbench.export import FORMS, in_form, onnx_step
@@ -48,12 +49,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 SWEPT = 1_000_000
 #: What a process needs to load a step and stream a scan, in MB over one that has imported the same.
 MEMORY = """
-import resource, sys
+import sys
 import numpy as np, onnxruntime
-onnxruntime.InferenceSession
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+def resident():
+    words = open("/proc/self/status").read().split()
+    return int(words[words.index("VmRSS:") + 1]) / 1024
+before = resident()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 session = onnxruntime.InferenceSession(
@@ -65,8 +66,10 @@ state = {node.name: np.zeros(node.shape, types[node.type]) for node in state}
 for _ in range(int(sys.argv[2])):
     _, _, *after = session.run(None, {"line": np.zeros(line.shape, np.float32), **state})
     state = dict(zip(state, after, strict=True))
-print(peak() - before)
+print(resident() - before)
 """
+#: Tensors of models that hold something for each line.
+PER_LINE = ("positions_LD", "gain_L", "shift_LC")
 Push = Callable[[np.ndarray], object]
 
 
@@ -94,21 +97,21 @@ def naive(model: nn.Module) -> Push:
         x_LP = torch.from_numpy(np.stack(seen))
         if n_lines < first:
             return
-        n_lines_B = torch.tensor([n_lines])
-        # A prefix costs what its own lines cost, where positions would ask for all of them.
-        whole = {
-            name: value
-            for name, value in (*model.named_buffers(), *model.named_parameters())
-            if name in ("positions_LD", "gain_L", "shift_LC")
-        }
-        lines = model.lines
-        for name, value in whole.items():
-            setattr(model, name, part(value, n_lines))
-        model.lines = n_lines  # type: ignore[assignment]
-        model(x_LP[None], n_lines_B)
+        # A prefix costs what its own lines cost, where the model has something for each of all.
+        # Strides need a few lines at least.
+        rows = max(n_lines, getattr(model, "periods", [1])[-1])
+        x_BLP = functional.pad(x_LP, (0, 0, 0, rows - n_lines))[None]
+        kept = []
+        for name, value in (*model.named_buffers(), *model.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            if leaf in PER_LINE:
+                kept.append((model.get_submodule(owner), leaf, value))
+                setattr(model.get_submodule(owner), leaf, part(value, rows))
+        lines, model.lines = model.lines, rows  # type: ignore[assignment]
+        model(x_BLP, torch.tensor([n_lines]))
         model.lines = lines
-        for name, value in whole.items():
-            setattr(model, name, value)
+        for module, leaf, value in kept:
+            setattr(module, leaf, value)
 
     return push
 

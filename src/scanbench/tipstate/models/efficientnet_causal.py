@@ -100,6 +100,21 @@ def so_far(moment_BRD: Tensor, period: int, lines: int) -> Tensor:
     return mean_BRD.repeat_interleave(period, 1)[:, 1 : lines + 1]
 
 
+class Head(nn.Linear):
+    """A linear classifier with a factor and a bias for each number of lines.
+
+    Parameters
+    ----------
+    features, classes, lines
+        Their numbers.
+    """
+
+    def __init__(self, features: int, classes: int, lines: int) -> None:
+        super().__init__(features, classes)
+        self.gain_L = nn.Parameter(torch.ones(lines))
+        self.shift_LC = nn.Parameter(torch.zeros(lines, classes))
+
+
 class Model(nn.Module):
     """Classify a scan after each of its lines, by the texture of the lines so far.
 
@@ -115,7 +130,7 @@ class Model(nn.Module):
     Raises
     ------
     ValueError
-        If a line is too short for the stages.
+        If a scan is too small for the stages.
     """
 
     centre_D: Tensor
@@ -135,9 +150,10 @@ class Model(nn.Module):
         strides = np.array([stage.stride for stage in stages])
         #: Lines that a row of each stage stands for.
         self.periods: list[int] = (STEM_STRIDE * np.cumprod(strides)).tolist()
-        if pixels < self.periods[-1]:
+        if min(lines, pixels) < self.periods[-1]:
             raise ValueError(
-                f"blocks: {options.blocks} blocks leave nothing of {pixels} pixels, give fewer"
+                f"blocks: {options.blocks} blocks leave nothing of {lines} lines × {pixels} "
+                f"pixels, less than {self.periods[-1]}; give fewer"
             )
         self.channels = [stage.channels for stage in stages]
         channels = sum(self.channels)
@@ -152,9 +168,7 @@ class Model(nn.Module):
         self.register_buffer("mean_F", torch.zeros(2 * channels))
         self.register_buffer("scale_F", torch.ones(2 * channels))
         self.dropout = nn.Dropout(options.dropout)
-        self.head = nn.Linear(2 * channels, classes)
-        self.gain_L = nn.Parameter(torch.ones(lines))
-        self.shift_LC = nn.Parameter(torch.zeros(lines, classes))
+        self.head = Head(2 * channels, classes, lines)
         if options.frozen_stages:
             self.encoder.stem.requires_grad_(False)
         for stage in self.encoder.stages[: options.frozen_stages]:
@@ -236,8 +250,8 @@ class Model(nn.Module):
         seen_L1 = torch.arange(1, self.lines + 1, device=x_BLP.device)[:, None]
         mean_BLD, square_BLD = self._moments(x_BLP).unbind(2)
         known_LD = seen_L1 >= self.period_D
-        gain_L1 = self.gain_L[:, None]
-        return self._answer(mean_BLD, square_BLD, known_LD, gain_L1, self.shift_LC)
+        gain_L1 = self.head.gain_L[:, None]
+        return self._answer(mean_BLD, square_BLD, known_LD, gain_L1, self.head.shift_LC)
 
     def _answer(
         self, mean_D: Tensor, square_D: Tensor, known_D: Tensor, gain: Tensor, shift_C: Tensor
@@ -328,8 +342,8 @@ class Model(nn.Module):
             mean_D,
             square_D,
             rows_D > 0,
-            self.gain_L.index_select(0, line),
-            self.shift_LC.index_select(0, line)[0],
+            self.head.gain_L.index_select(0, line),
+            self.head.shift_LC.index_select(0, line)[0],
         )
         ordered = {name: after[name] for name in state}
         return logits_C, torch.ones_like(seen, dtype=torch.bool), ordered
