@@ -82,8 +82,7 @@ def efficientnet_causal_models(draw):
     lines = draw(st.integers(16, 40))  # what eight blocks need
     torch.manual_seed(draw(st.integers(0, 9)))
     model = efficientnet_causal.Model(options, lines=lines, pixels=PIXELS, classes=CLASSES).eval()
-    head = model.head
-    for tensor in (model.centre_D, model.mean_F, head.gain_L.data, head.shift_LC.data):
+    for tensor in (model.centre_D, model.mean_F, model.gain_L.data, model.head.shift_LC.data):
         tensor.normal_()
     return model
 

@@ -101,7 +101,7 @@ def so_far(moment_BRD: Tensor, period: int, lines: int) -> Tensor:
 
 
 class Head(nn.Linear):
-    """A linear classifier with a factor and a bias for each number of lines.
+    """A linear classifier with a further bias for each number of lines.
 
     Parameters
     ----------
@@ -111,7 +111,6 @@ class Head(nn.Linear):
 
     def __init__(self, features: int, classes: int, lines: int) -> None:
         super().__init__(features, classes)
-        self.gain_L = nn.Parameter(torch.ones(lines))
         self.shift_LC = nn.Parameter(torch.zeros(lines, classes))
 
 
@@ -168,6 +167,7 @@ class Model(nn.Module):
         self.register_buffer("mean_F", torch.zeros(2 * channels))
         self.register_buffer("scale_F", torch.ones(2 * channels))
         self.dropout = nn.Dropout(options.dropout)
+        self.gain_L = nn.Parameter(torch.ones(lines))
         self.head = Head(2 * channels, classes, lines)
         if options.frozen_stages:
             self.encoder.stem.requires_grad_(False)
@@ -250,7 +250,7 @@ class Model(nn.Module):
         seen_L1 = torch.arange(1, self.lines + 1, device=x_BLP.device)[:, None]
         mean_BLD, square_BLD = self._moments(x_BLP).unbind(2)
         known_LD = seen_L1 >= self.period_D
-        gain_L1 = self.head.gain_L[:, None]
+        gain_L1 = self.gain_L[:, None]
         return self._answer(mean_BLD, square_BLD, known_LD, gain_L1, self.head.shift_LC)
 
     def _answer(
@@ -342,7 +342,7 @@ class Model(nn.Module):
             mean_D,
             square_D,
             rows_D > 0,
-            self.head.gain_L.index_select(0, line),
+            self.gain_L.index_select(0, line),
             self.head.shift_LC.index_select(0, line)[0],
         )
         ordered = {name: after[name] for name in state}
