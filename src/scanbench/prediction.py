@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from scanbench import provenance
 from scanbench.answers import Answers, predict_arrays
-from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.predictions import class_columns
 from scanbench.runs import META, WEIGHTS, Run, check_trained_on, load_run

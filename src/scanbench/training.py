@@ -408,7 +408,8 @@ def train(
     spec
         `study`, `name`, `model`, `options`, `normalisation`, `window` (None or `lines` and
         `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`;
-        `withhold`, if there is any: classes whose scans are in neither part; `teacher`, if there is one (see `Distillation`).
+        `withhold`, if there is any: classes whose scans are in neither part; `teacher`, if there is
+        one (see `Distillation`).
     store, split
         The data set and its division. Test scans are never read.
     out

@@ -344,12 +344,16 @@ def targets(_):
         "anomalies": "results/anomalies/{}/anomaly.svg",
     }
     deployed = [f"results/deployments/{name}" for name in plan.deployed(config)]
-    return pages + deployed + [
-        path.format(name)
-        for table, path in figures.items()
-        for name in config["targets"]
-        if name in config[table]
-    ]
+    return (
+        pages
+        + deployed
+        + [
+            path.format(name)
+            for table, path in figures.items()
+            for name in config["targets"]
+            if name in config[table]
+        ]
+    )
 
 
 def datasets_from(source):
