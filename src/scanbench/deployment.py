@@ -179,7 +179,8 @@ def scores(
                 at = (metric, None)
                 low, high = comparison.interval(mine.resampled[at], resamples, spec["confidence"])
                 value = float(mine.point[at].mean())
-                row = {"form": name, "reading": key[0], "lines": key[1], "metric": metric}
+                row: dict[str, Any] = {"form": name, "reading": key[0], "lines": key[1]}
+                row["metric"] = metric
                 row |= {"value": value, "low": low, "high": high}
                 for column, other in against.items():
                     theirs = found[other].get(key) if other and other != name else None
