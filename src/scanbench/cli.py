@@ -97,7 +97,15 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    train(args.spec, args.store, args.split, args.weights.parent, args.start, chosen=args.chosen)
+    train(
+        args.spec,
+        args.store,
+        args.split,
+        args.weights.parent,
+        args.start,
+        teacher=args.teacher,
+        chosen=args.chosen,
+    )
 
 
 def choose(args: Arguments) -> None:
@@ -109,6 +117,11 @@ def choose(args: Arguments) -> None:
 
 def predict(args: Arguments) -> None:
     """Write every held-out prediction of a run."""
+    if args.exported:
+        from scanbench.exported import predict_exported
+
+        predict_exported(args.store, args.split, args.weights.parent, args.exported, args.out)
+        return
     from scanbench.prediction import predict
 
     predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
@@ -290,7 +303,14 @@ def export(args: Arguments) -> None:
     """Write one step of a run as ONNX, with its state as inputs and outputs, and a model card."""
     from scanbench.export import export
 
-    export(args.run, args.out, int8=args.int8, metrics=args.metrics)
+    export(args.run, args.out, form=args.form, metrics=args.metrics)
+
+
+def deployment(args: Arguments) -> None:
+    """Score an experiment's exported forms beside its runs and their teacher."""
+    from scanbench.deployment import deployment
+
+    deployment(args.spec, args.results, args.store, args.split, args.out)
 
 
 def _seconds(text: str) -> float:
@@ -405,6 +425,9 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     trained.add_argument("--start", type=Path, help="folder of a run to begin with the weights of")
+    trained.add_argument(
+        "--teacher", type=Path, help="folder of a run to learn the soft answers of"
+    )
     trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
     settled = command("choose", choose, {"out": "JSON file to write"})
     settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
@@ -418,7 +441,9 @@ def parser() -> argparse.ArgumentParser:
         },
         spec=False,
     )
-    predicted.add_argument(
+    instead = predicted.add_mutually_exclusive_group()
+    instead.add_argument("--exported", type=Path, help="the run's step as ONNX, to feed instead")
+    instead.add_argument(
         "--unlabelled",
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
@@ -509,7 +534,8 @@ def parser() -> argparse.ArgumentParser:
     flagged = command(
         "anomaly", anomaly, {**trained_on, "out": "folder to write tables and figures into"}
     )
-    for sub in (scored, compared, drawn, beside, flagged):
+    brought = command("deployment", deployment, {**trained_on, "out": "folder to write"})
+    for sub in (scored, compared, drawn, beside, flagged, brought):
         sub.add_argument(
             "--results",
             type=Path,
@@ -575,7 +601,9 @@ def parser() -> argparse.ArgumentParser:
     exported = command(
         "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
     )
-    exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
+    exported.add_argument(
+        "--form", default="fp32", metavar="FORM", help="weights as fp32 (default), fp16 or int8"
+    )
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
     for sub in (
         *(simulated, fetched, read, compared, likened, applied, watched, replayed),

@@ -58,6 +58,8 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     _check_starts(filled)
     _check_explanations(filled)
     _check_anomalies(filled)
+    _check_teachers(filled)
+    _check_deployments(filled)
     return filled
 
 
@@ -530,8 +532,59 @@ def _check_starts(config: Config) -> None:
             _check_foundations(config, run, sizes=name in wanted)
 
 
+def _check_teachers(config: Config) -> None:
+    """Check that each teacher exists, sees whole scans, as its student does, and no circle."""
+    experiments = config["experiments"]
+    for name, experiment in experiments.items():
+        teacher, where = experiment["teacher"], f"config: experiments.{name}.teacher"
+        if teacher is None:
+            continue
+        taught_by = teacher["experiment"]
+        if taught_by not in experiments:
+            hint = did_you_mean(taught_by, experiments)
+            raise UserError(f"{where}.experiment: no experiment {taught_by!r}; {hint}")
+        for who in (name, taught_by):
+            if experiments[who]["window"]:
+                raise UserError(f"{where}: {who!r} is of windows; both must see whole scans")
+        if teacher["answers"] == "all" and experiment["augmentation"]["flip_slow"]:
+            raise UserError(
+                f"{where}.answers: 'all' is of scans as measured, and augmentation.flip_slow "
+                "turns them round; set that to 0, or this to last"
+            )
+        below, waiting = set[str](), [taught_by]
+        while waiting:
+            if (above := waiting.pop()) == name:
+                raise UserError(f"{where}: a circle; let one of them stand on its own")
+            if above not in below and above in experiments:
+                below.add(above)
+                rests_on = (experiments[above][role] for role in ("start", "teacher"))
+                waiting += [found["experiment"] for found in rests_on if found is not None]
+
+
+def _check_deployments(config: Config) -> None:
+    """Check that each deployment is of an experiment of its comparison, on whole scans."""
+    for name, own in config["deployments"].items():
+        where = f"config: deployments.{name}"
+        if own["comparison"] not in config["comparisons"]:
+            hint = did_you_mean(own["comparison"], config["comparisons"])
+            raise UserError(f"{where}.comparison: no comparison {own['comparison']!r}; {hint}")
+        experiments = config["comparisons"][own["comparison"]]["experiments"]
+        if own["experiment"] not in experiments:
+            hint = did_you_mean(own["experiment"], experiments)
+            raise UserError(
+                f"{where}.experiment: {own['experiment']!r} is not one of the experiments of "
+                f"{own['comparison']!r}; {hint}"
+            )
+        experiment = config["experiments"][own["experiment"]]
+        if experiment["window"] or experiment["normalisation"] == "scan":
+            raise UserError(
+                f"{where}.experiment: {own['experiment']!r} is of windows, or normalised by lines "
+                "not yet measured; deploy one on whole scans with normalisation: line"
+            )
+
+
 def _check_foundations(config: Config, run: Config, *, sizes: bool) -> None:
-    """Check the runs below a run.
+    """Check the runs that a run's weights go back to.
 
     An overlay may change sizes for its own targets without regard to the others.
     """

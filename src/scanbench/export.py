@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from scanbench import __version__
-from scanbench.errors import UserError
+from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of
 from scanbench.runs import Run, load_run
 
 #: The newest that the exporter writes of itself, in IR version 10: onnxruntime 1.18 or later.
 OPSET = 20
+#: How weights are stored, and what a card says of it.
+FORMS = {
+    "fp32": "float32",
+    "fp16": "stored as float16, computed with in float32",
+    "int8": "8-bit integers: products by dynamic quantisation, convolutions computed in float32",
+}
+#: Weights of fewer numbers stay as they are.
+SMALL = 64
 #: Outputs of a step before the state.
 OUTPUTS = ("logits", "answered")
 #: What `model.json` holds that a user of the file needs to know.
@@ -52,7 +62,7 @@ class Step(nn.Module):
         return (logits_C, answered, *(after[name] for name in self.names))
 
 
-def export(run: Path, out: Path, *, int8: bool = False, metrics: Path | None = None) -> None:
+def export(run: Path, out: Path, *, form: str = "fp32", metrics: Path | None = None) -> None:
     """Write one step of a run as ONNX, and its card beside it (`.md`).
 
     Parameters
@@ -61,8 +71,8 @@ def export(run: Path, out: Path, *, int8: bool = False, metrics: Path | None = N
         Folder of a trained run.
     out
         The ONNX file; its bytes are the same for the same run and packages.
-    int8
-        Weights as 8-bit integers (dynamic quantisation by onnxruntime).
+    form
+        One of `FORMS`: how weights are stored.
     metrics
         `metrics.csv` of apply or of a comparison, for the card.
 
@@ -73,15 +83,15 @@ def export(run: Path, out: Path, *, int8: bool = False, metrics: Path | None = N
     """
     if out.suffix != ".onnx":
         raise UserError(f"{out}: give a name that ends in .onnx")
+    if form not in FORMS:
+        raise UserError(f"form: {form!r} is unknown; {did_you_mean(form, FORMS)}")
     trained = load_run(run)
     told = metadata(trained)
     source = "" if metrics is None else metrics.name
     found = _read_metrics(metrics, trained.meta)
-    card = model_card(told, trained.meta, found, source=source, int8=int8)
-    model = onnx_step(trained.model, trained.meta["pixels"])
-    if int8:
-        model = quantised(model)
-    described = {"scanbench": canonical_json(told), "int8": json.dumps(int8)}
+    card = model_card(told, trained.meta, found, source=source, form=form)
+    model = in_form(onnx_step(trained.model, trained.meta["pixels"]), form)
+    described = {"scanbench": canonical_json(told), "form": form}
     onnx.helper.set_model_props(model, described)
     model.producer_name, model.producer_version = "scanbench", __version__
     with replacing(out) as part:
@@ -102,8 +112,8 @@ def metadata(run: Run) -> dict[str, Any]:
     meta = run.meta
     if not hasattr(run.model, "step"):
         raise UserError(
-            f"model {meta['model']}: has no step that answers line by line; export causal or lrcn "
-            "(scanbench stream runs every model)"
+            f"model {meta['model']}: has no step that answers line by line; export causal, "
+            "lrcn or efficientnet-causal (scanbench stream runs every model)"
         )
     if meta.get("window"):
         raise UserError(
@@ -150,11 +160,22 @@ def onnx_step(model: nn.Module, pixels: int) -> onnx.ModelProto:
     return proto
 
 
-def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the weights of its matrix products as 8-bit integers.
+def in_form(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
+    """Return a step with its weights stored in one of `FORMS`."""
+    assert form in FORMS, form
+    if form == "fp16":
+        return _decoded(model, set(), _half)
+    if form == "int8":
+        return quantised(model)
+    return model
 
-    Dynamic quantisation (onnxruntime): each tensor that is multiplied gets its scale from its own
-    values. Convolutions stay in float32, whose integer form is slower on a CPU.
+
+def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the weights of matrix products and convolutions as 8-bit integers.
+
+    Products: dynamic quantisation (onnxruntime), where each tensor that is multiplied gets its
+    scale from its own values. Convolutions are computed in float32, as their integer form is slower
+    on a CPU; their weights are rounded to 255 steps of each channel's largest.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -170,7 +191,56 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
             # 7 bits: products of 8 overflow on processors without VNNI instructions.
             reduce_range=True,
         )
-        return onnx.load_model(after)
+        rounded = onnx.load_model(after)
+    return _decoded(rounded, {"Conv"}, _integers)
+
+
+def _half(name: str, value: NDArray[np.float32]) -> tuple[list[onnx.TensorProto], onnx.NodeProto]:
+    """Return a weight as float16, and the node that reads it as float32."""
+    stored = numpy_helper.from_array(value.astype(np.float16), f"{name}_fp16")
+    to = onnx.TensorProto.FLOAT
+    return [stored], onnx.helper.make_node("Cast", [stored.name], [name], to=to)
+
+
+def _integers(
+    name: str, value: NDArray[np.float32]
+) -> tuple[list[onnx.TensorProto], onnx.NodeProto]:
+    """Return a weight as int8 with a scale for each output channel, and the node that reads it."""
+    largest = np.abs(value).max(tuple(range(1, value.ndim)), keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0).astype(np.float32) / 127
+    stored = [
+        numpy_helper.from_array(np.rint(value / scale).astype(np.int8), f"{name}_int8"),
+        numpy_helper.from_array(scale.ravel(), f"{name}_scale"),
+    ]
+    names = [tensor.name for tensor in stored]
+    return stored, onnx.helper.make_node("DequantizeLinear", names, [name], axis=0)
+
+
+def _decoded(
+    model: onnx.ModelProto, operators: set[str], code: Callable[..., Any]
+) -> onnx.ModelProto:
+    """Return a model whose weights are stored in a code and read by a node each.
+
+    Of all nodes, or as second input of some operators.
+    """
+    coded = onnx.ModelProto()
+    coded.CopyFrom(model)
+    read = {node.input[1] for node in model.graph.node if node.op_type in operators}
+    kept, readers = [], []
+    for tensor in model.graph.initializer:
+        of_these = tensor.name in read or not operators
+        if tensor.data_type == onnx.TensorProto.FLOAT and of_these and np.prod(tensor.dims) > SMALL:
+            stored, node = code(tensor.name, numpy_helper.to_array(tensor))
+            kept += stored
+            readers.append(node)
+        else:
+            kept.append(tensor)
+    nodes = [*readers, *model.graph.node]
+    for field, values in ((coded.graph.initializer, kept), (coded.graph.node, nodes)):
+        del field[:]
+        field.extend(values)
+    onnx.checker.check_model(coded, full_check=True)
+    return coded
 
 
 @contextlib.contextmanager
@@ -209,7 +279,7 @@ def model_card(
     metrics: pd.DataFrame | None,
     *,
     source: str = "",
-    int8: bool = False,
+    form: str = "fp32",
 ) -> str:
     """Return the card of an exported run as Markdown (after Mitchell et al. 2019, 1810.03993).
 
@@ -224,8 +294,8 @@ def model_card(
         `seeds`.
     source
         Name of the file that they are from.
-    int8
-        Whether the weights are 8-bit integers.
+    form
+        One of `FORMS`.
     """
     counts = meta.get("class_counts") or []
     if isinstance(counts, Mapping):
@@ -246,7 +316,7 @@ def model_card(
         f"| Scan | {told['lines']} lines × {told['pixels']} pixels, after resampling |",
         f"| Channel | {told['channel'] or 'unknown'}, in {told['unit'] or 'an unknown unit'} |",
         f"| Normalisation | {scale[told['normalisation']]} |",
-        f"| Weights | {'8-bit integers (dynamic quantisation)' if int8 else 'float32'}"
+        f"| Weights | {FORMS[form]}"
         + (f", {meta['parameters']:,} numbers" if "parameters" in meta else "")
         + " |",
         f"| Options | {', '.join(f'{k} {v}' for k, v in sorted(told['options'].items()))} |",
@@ -264,7 +334,7 @@ def model_card(
         said = [f"From `{source}`."]
         if "seeds" in metrics and (seeds := metrics["seeds"].max()) > 1:
             said.append(f"Mean over runs: {seeds:g} seeds.")
-        if int8:
+        if form != "fp32" and "form" not in metrics:
             said.append("Of the float32 weights.")
         lines += [" ".join(said), ""]
         lines += ["| Reading | Metric | Value | Interval |", "|---|---|---|---|"]

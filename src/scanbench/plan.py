@@ -87,29 +87,36 @@ def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
     `start`: the run whose weights it begins with, of the same seed, so that the spread over seeds
     is that of both trainings together. On the run's own data set: of the same split and fold.
+    `teacher`: the run whose soft answers it learns, of the same data set, split, fold and seed.
     """
-    start = config["experiments"][run["experiment"]]["start"]
-    if start is None:
+    experiment = config["experiments"][run["experiment"]]
+    start, teacher = experiment["start"], experiment["teacher"]
+    if start is None and teacher is None:
         return {}
-    own = start["dataset"] in (None, run["dataset"])
-    here = {"split": run["split"], "fold": int(run["fold"])}
-    elsewhere = {"split": "sessions", "fold": 0}
-    given = {key: start[key] for key in here if start[key] is not None}
-    return {
-        "start": {
-            "dataset": run["dataset"] if own else start["dataset"],
-            "experiment": start["experiment"],
-            "seed": int(run["seed"]),
-            **(here if own else elsewhere),
-            **given,
-        }
+    own = {
+        **{key: run[key] for key in ("dataset", "split")},
+        **{key: int(run[key]) for key in ("fold", "seed")},
     }
+    found = {}
+    if start is not None:
+        here = start["dataset"] in (None, run["dataset"])
+        given = {key: start[key] for key in ("dataset", "split", "fold") if start[key] is not None}
+        elsewhere = {"split": "sessions", "fold": 0}
+        found["start"] = {
+            **own,
+            **({} if here else elsewhere),
+            **given,
+            "experiment": start["experiment"],
+        }
+    if teacher is not None:
+        found["teacher"] = {**own, "experiment": teacher["experiment"]}
+    return found
 
 
 def below(config: Config, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the wildcards of all runs that a run rests on, the nearest first."""
-    nearest = rests_on(config, run).values()
-    return [found for near in nearest for found in (near, *below(config, near))]
+    """Return the wildcards of all runs that a run's weights go back to, the nearest first."""
+    nearest = rests_on(config, run).get("start")
+    return [nearest, *below(config, nearest)] if nearest else []
 
 
 def compared(config: Config) -> list[str]:
@@ -327,19 +334,7 @@ def agreement_spec(config: Config, comparison: str) -> str:
 
 def tip_change_runs(config: Config, name: str) -> list[dict[str, Any]]:
     """Return the wildcards of every run that tip changes are looked for with, in a fixed order."""
-    wanted = config["tip_changes"][name]
-    return [
-        {
-            "dataset": wanted["dataset"],
-            "split": wanted["split"],
-            "experiment": experiment,
-            "fold": fold,
-            "seed": seed,
-        }
-        for experiment in wanted["experiments"]
-        for fold in folds(config["splits"][wanted["split"]])
-        for seed in wanted["seeds"]
-    ]
+    return _runs(config, config["tip_changes"][name])
 
 
 def tip_change_scores_spec(config: Config, name: str) -> str:
@@ -350,21 +345,59 @@ def tip_change_scores_spec(config: Config, name: str) -> str:
 
 def tip_change_spec(config: Config, name: str) -> str:
     """Return what judging detectors of tip changes depends on."""
-    wanted, chosen = config["tip_changes"][name], config["evaluation"]
+    wanted = config["tip_changes"][name]
     dataset = config["datasets"][wanted["dataset"]]
     sheet = dataset["source"] == "spm-toolbox"
-    kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
     return canonical_json(
         {
-            **{key: chosen[key] for key in ("bootstrap", "confidence", "seed")},
+            **_intervals(config),
             **wanted,
+            **_source(config, wanted["dataset"]),
             "folds": folds(config["splits"][wanted["split"]]),
-            "simulated": dataset["source"] == "simulate",
             "column": wanted["column"] if sheet else None,
             "label_threshold": dataset["labels"]["threshold"] if sheet else None,
-            "data": ". ".join(
-                filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]])
-            ),
+        }
+    )
+
+
+def deployed(config: Config) -> list[str]:
+    """Return the deployments of the comparisons that the targets ask for."""
+    wanted = compared(config)
+    return [name for name, own in config["deployments"].items() if own["comparison"] in wanted]
+
+
+def deployment_runs(config: Config, name: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that a deployment is of."""
+    own = config["deployments"][name]
+    return [
+        run for run in runs(config, own["comparison"]) if run["experiment"] == own["experiment"]
+    ]
+
+
+def teacher_runs(config: Config, name: str) -> list[dict[str, Any]]:
+    """Return the wildcards of the runs that taught those of a deployment, in their order."""
+    below = [rests_on(config, run) for run in deployment_runs(config, name)]
+    return [found["teacher"] for found in below if "teacher" in found]
+
+
+def deployment_spec(config: Config, name: str) -> str:
+    """Return what the tables of a deployment depend on."""
+    own = config["deployments"][name]
+    wanted = config["comparisons"][own["comparison"]]
+    dataset = config["datasets"][wanted["dataset"]]
+    teacher = config["experiments"][own["experiment"]]["teacher"]
+    simulated = " (simulated)" if dataset["source"] == "simulate" else ""
+    keys = ("lines", "bootstrap", "confidence", "ece_bins", "seed")
+    return canonical_json(
+        {
+            **{key: config["evaluation"][key] for key in keys},
+            "name": name,
+            "experiment": own["experiment"],
+            "forms": own["forms"],
+            "dataset_title": dataset["title"] + simulated,
+            "teacher": None if teacher is None else teacher["experiment"],
+            "runs": [RUN.format(**run) for run in deployment_runs(config, name)],
+            "teacher_runs": [RUN.format(**run) for run in teacher_runs(config, name)],
         }
     )
 

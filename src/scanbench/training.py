@@ -28,6 +28,7 @@ from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatr
 
 from scanbench import provenance, sources, tuning
 from scanbench.augment import Augmentation, augment
+from scanbench.distillation import Distillation, Teacher, soft_loss
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
 from scanbench.learning import (
@@ -78,11 +79,15 @@ HISTORY = (
 
 
 class Batch(NamedTuple):
-    """Samples of a batch: heights [B, L, P], measured lines [B], labels [B]."""
+    """Samples of a batch: heights [B, L, P], measured lines [B], labels [B].
+
+    And, where there is a teacher, its log-probabilities [B, T, C].
+    """
 
     x_BLP: Tensor
     n_lines_B: Tensor
     label_B: Tensor
+    teacher_BTC: Tensor | None = None
 
 
 class SampleEpochs:
@@ -97,10 +102,20 @@ class SampleEpochs:
         epoch to epoch. If there are fewer, they are gone through again, in another order.
     shared
         Whether several processes divide each batch between them, or each gets all.
+    teacher_NTC
+        What a teacher says of each scan of the part, in the order of `reader.scans`.
     """
 
-    def __init__(self, reader: WindowReader, *, steps: int | None, shared: bool) -> None:
-        self.reader, self.shared = reader, shared
+    def __init__(
+        self,
+        reader: WindowReader,
+        *,
+        steps: int | None,
+        shared: bool,
+        teacher_NTC: np.ndarray | None = None,
+    ) -> None:
+        self.reader, self.shared, self.teacher_NTC = reader, shared, teacher_NTC
+        self.place = {scan: place for place, scan in enumerate(reader.scans.tolist())}
         self.each = len(reader) if steps is None else training_steps(reader, None)
         self.steps = self.each if steps is None else steps
 
@@ -127,8 +142,11 @@ class SampleEpochs:
         for batch in islice(batches, self.steps):
             # Each process needs a sample: where there are too few, some are repeated.
             own = np.resize(np.arange(len(batch.x)), max(len(batch.x), world))[rank::world]
-            whole = Batch(*map(torch.from_numpy, (batch.x, batch.n_lines, batch.label)))
-            yield Batch(*(tensor[own] for tensor in whole)) if world > 1 else whole
+            arrays = [batch.x, batch.n_lines, batch.label]
+            if self.teacher_NTC is not None:
+                arrays.append(self.teacher_NTC[[self.place[scan] for scan in batch.scan.tolist()]])
+            whole = Batch(*map(torch.from_numpy, arrays))
+            yield Batch(*(t[own] for t in whole if t is not None)) if world > 1 else whole
 
 
 def training_steps(reader: WindowReader, max_scans: int | None) -> int:
@@ -160,6 +178,8 @@ class Classification(nn.Module):
         `answers` and `label_smoothing` count.
     augmentation
         How training samples are changed.
+    distillation
+        How much the answers of a teacher count in the loss of batches that have them.
     """
 
     class_weights_C: Tensor
@@ -170,10 +190,12 @@ class Classification(nn.Module):
         class_weights_C: np.ndarray,
         settings: Settings,
         augmentation: Augmentation,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.times = times
         self.settings, self.augmentation = settings, augmentation
+        self.distillation = distillation
         self.register_buffer("class_weights_C", torch.tensor(class_weights_C, dtype=torch.float32))
         # A NaN must show, not be left out; and validation is each process's own.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -198,7 +220,11 @@ class Classification(nn.Module):
         valid_BT = self.times.valid(batch.n_lines_B)
         last_B = valid_BT.sum(1) - 1
         final_BO = logits_BTO[torch.arange(len(last_B), device=last_B.device), last_B]
-        loss_B = self._losses(logits_BTO, valid_BT, final_BO, batch.label_B)
+        loss_BT = self._losses(logits_BTO, batch)
+        if self.settings.answers == "last":
+            loss_B = loss_BT[torch.arange(len(last_B), device=last_B.device), last_B]
+        else:
+            loss_B = loss_BT.where(valid_BT, 0.0).sum(1) / valid_BT.sum(1)
         weight_B = self.class_weights_C[batch.label_B]
         with torch.no_grad():
             loss = self.train_loss if stage == "train" else self.val_loss
@@ -210,20 +236,19 @@ class Classification(nn.Module):
                 self.auroc.update(final_BO.softmax(1), batch.label_B)
         return (weight_B * loss_B).sum() / weight_B.sum()
 
-    def _losses(
-        self, logits_BTO: Tensor, valid_BT: Tensor, final_BO: Tensor, label_B: Tensor
-    ) -> Tensor:
-        """Return the unweighted loss of each sample, [B]."""
-        smoothing = self.settings.label_smoothing
-        if self.settings.answers == "last":
-            return F.cross_entropy(final_BO, label_B, reduction="none", label_smoothing=smoothing)
+    def _losses(self, logits_BTO: Tensor, batch: Batch) -> Tensor:
+        """Return the unweighted loss of each answer, [B, T], also of those that are not valid."""
         loss_BT = F.cross_entropy(
             logits_BTO.transpose(1, 2),
-            label_B[:, None].expand(valid_BT.shape),
+            batch.label_B[:, None].expand(logits_BTO.shape[:2]),
             reduction="none",
-            label_smoothing=smoothing,
+            label_smoothing=self.settings.label_smoothing,
         )
-        return loss_BT.where(valid_BT, 0.0).sum(1) / valid_BT.sum(1)
+        how = self.distillation
+        if how is None or batch.teacher_BTC is None:
+            return loss_BT
+        soft_BT = soft_loss(logits_BTO, batch.teacher_BTC, how.temperature)
+        return (1 - how.weight) * loss_BT + how.weight * soft_BT
 
     def figures(self, stage: str) -> dict[str, float]:
         """Return loss and accuracy and, of the validation, balanced accuracy and macro AUROC.
@@ -369,6 +394,7 @@ def train(
     out: Path,
     start: Path | None = None,
     *,
+    teacher: Path | None = None,
     chosen: Path | None = None,
 ) -> None:
     """Train one model on one fold with one seed, and write the run.
@@ -382,21 +408,24 @@ def train(
     spec
         `study`, `name`, `model`, `options`, `normalisation`, `window` (None or `lines` and
         `stride`), `training` (see `Settings`), `augmentation` (see `Augmentation`), `fold`, `seed`;
-        `withhold`, if there is any: classes whose scans are in neither part.
+        `withhold`, if there is any: classes whose scans are in neither part; `teacher`, if there is
+        one (see `Distillation`).
     store, split
         The data set and its division. Test scans are never read.
     out
         Folder of the run.
     start
         Folder of a run to begin with the weights of; with 0 epochs they are taken as they are.
+    teacher
+        Folder of a run of the same data set, split, fold and seed to learn the soft answers of.
     chosen
         What `tuning.choose` wrote: its setting goes over that of `spec`.
 
     Raises
     ------
     UserError
-        If an input or a setting is wrong, the start does not fit or has seen a scan that this fold
-        tests, or the loss is no longer finite.
+        If an input or a setting is wrong, the start or the teacher does not fit or has seen a scan
+        that this fold tests, or the loss is no longer finite.
     """
     started = time.time()
     found, search_cpu_seconds = tuning.read_chosen(chosen) if chosen else (None, 0.0)
@@ -444,16 +473,38 @@ def train(
                 f"training.frozen: {settings.frozen} keeps what a start has learned, and there is "
                 "none; name one, or set it to none"
             )
-        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model, foundation)
+        taught_by = None
+        if teacher is not None:
+            student = {
+                **{key: spec[key] for key in ("name", "window", "fold", "seed")},
+                "augmentation": augmentation,
+                "store_sha256": data.sha256,
+                "split_sha256": sha256_of(split),
+                "classes": classes,
+            }
+            taught_by = Teacher.of(spec["teacher"], teacher, student)
+        below = [foundation] if foundation else []
+        below += [taught_by.foundation] if taught_by else []
+        checkpoints = out.parent / ".checkpoints" / _key(spec, data, split, model, below)
         seen = np.array([], np.int64)
         if settings.epochs == 0:
             trained = _as_it_is(foundation, data.classes)
         else:
             times = AnswerTimes.of(model, lines)
             samples = _samples(data, parts, (classes, label_N), times, spec, settings, where)
-            task = Classification(times, samples.weights_C, settings, augmentation)
+            how = taught_by.how if taught_by else None
+            task = Classification(times, samples.weights_C, settings, augmentation, how)
+            begun = foundation is not None
+            if taught_by and hasattr(model, "fit"):
+                raise UserError(
+                    f"experiments.{spec['name']}.teacher: {spec['model']} is fitted at once, and a "
+                    "teacher speaks in the steps of a training; choose another model, or no teacher"
+                )
+            taught_NTC = (
+                taught_by.answers(data, samples.train.scans, times.lines) if taught_by else None
+            )
             learned = _learned(
-                model, task, samples, spec, out, checkpoints, begun=foundation is not None
+                model, task, samples, taught_NTC, spec, out, checkpoints, begun=begun
             )
             if learned is None:
                 return
@@ -479,13 +530,15 @@ def train(
             "class_weights": trained.weights_C.tolist(),
             "prior": (prior_C / prior_C.sum()).tolist(),
             "start": foundation and _told(foundation.run.meta),
+            "teacher": taught_by
+            and {**_told(taught_by.foundation.run.meta), **asdict(taught_by.how)},
             "best_epoch": trained.best_epoch,
             "precision": trained.precision,
             "parameters": fitted_numbers(model),
             "operations": operations(model, lines, data.pixels),
             "tuning": found,
         }
-        write_seen(out, data, seen, [foundation] if foundation else [])
+        write_seen(out, data, seen, below)
     with (
         replacing(out / "history.csv") as path,
         path.open("w", encoding="utf-8", newline="") as file,
@@ -494,8 +547,9 @@ def train(
         writer.writeheader()
         writer.writerows(trained.rows)
     inputs = {"store": store, "split": split} | ({"chosen": chosen} if chosen else {})
-    if start is not None:
-        inputs |= {"start_weights": start / WEIGHTS, "start_model": start / META}
+    for role, folder in (("start", start), ("teacher", teacher)):
+        if folder is not None:
+            inputs |= {f"{role}_weights": folder / WEIGHTS, f"{role}_model": folder / META}
     record = provenance.record(
         spec,
         inputs=inputs,
@@ -582,6 +636,7 @@ def _learned(
     model: nn.Module,
     task: Classification,
     samples: Samples,
+    taught_NTC: np.ndarray | None,
     spec: Mapping[str, Any],
     out: Path,
     checkpoints: Path,
@@ -590,7 +645,8 @@ def _learned(
 ) -> Trained | None:
     """Train a model; None in a process that is not to write.
 
-    `begun`: it has the weights of another run already.
+    `taught_NTC`: what a teacher says of the training scans. `begun`: it has the weights of another
+    run already.
     """
     settings = task.settings
     if hasattr(model, "fit"):
@@ -606,7 +662,7 @@ def _learned(
     learner = Learner(model, task, settings, steps=samples.steps, seed=spec["seed"])
     journal = fit(
         learner,
-        SampleEpochs(samples.train, steps=samples.steps, shared=True),
+        SampleEpochs(samples.train, steps=samples.steps, shared=True, teacher_NTC=taught_NTC),
         SampleEpochs(samples.validation, steps=None, shared=False),
         title=f"{spec['name']} fold {spec['fold']} seed {spec['seed']}",
         checkpoint=checkpoints / "last.ckpt" if settings.resume else None,
@@ -763,13 +819,12 @@ def _key(
     data: Store,
     split: str | Path,
     model: nn.Module,
-    foundation: Foundation | None,
+    below: Sequence[Foundation],
 ) -> str:
     """Return a name for all that the weights depend on: no other run's state is taken up."""
     files = sources.closure(__name__, type(model).__module__)
     parts = [canonical_json(spec), data.sha256, sha256_of(split), torch.__version__]
-    if foundation is not None:
-        parts.append(foundation.run.meta["weights_sha256"])
+    parts += [found.run.meta["weights_sha256"] for found in below]
     parts += map(sha256_of, files)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -777,7 +832,8 @@ def _key(
 def _whole(reader: WindowReader) -> tuple[np.ndarray, ...]:
     """Return all samples of a part: heights [N, L, P], measured lines [N], labels [N]."""
     return tuple(
-        torch.cat(parts).numpy() for parts in zip(*SampleEpochs.all_of(reader), strict=True)
+        torch.cat(parts).numpy()
+        for parts in zip(*(batch[:3] for batch in SampleEpochs.all_of(reader)), strict=True)
     )
 
 

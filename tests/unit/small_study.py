@@ -97,6 +97,7 @@ def spec(model: str = "cnn-scan", **changes: Any) -> dict[str, Any]:
         "vit": {"d_model": 32, "layers": 1, "heads": 2, "ffn": 32},
         "vit-prefix": {"d_model": 32, "layers": 1, "heads": 2, "ffn": 32, "outputs": 5},
         "efficientnet": {"magnification": 3, "views": 1, "frozen_stages": 0},
+        "efficientnet-causal": {"frozen_stages": 0},
         "efficientnet-linear": {"magnification": 3},
         "efficientnet-rolling": {"window": 8, "stride": 4, "magnification": 5},
         "lrcn": {"window": 10, "stride": 2, "channels": [4, 8, 8], "hidden": 16},

@@ -279,6 +279,52 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             "config: datasets.h-si100.labels.ties",
         ),
         (("training", "epochs"), -1, "config: training.epochs: -1 is less than the minimum"),
+        (
+            ("experiments", "monitor", "teacher"),
+            {"experiment": "efficientne"},
+            "config: experiments.monitor.teacher.experiment: no experiment 'efficientne'; did you",
+        ),
+        (
+            ("experiments", "monitor", "teacher"),
+            {"experiment": "efficientnet-w20"},
+            "'efficientnet-w20' is of windows; both must see whole scans",
+        ),
+        (
+            ("experiments", "monitor", "teacher"),
+            {"experiment": "monitor"},
+            "config: experiments.monitor.teacher: a circle",
+        ),
+        (
+            ("experiments", "efficientnet", "teacher"),
+            {"experiment": "monitor"},
+            "teacher: a circle",
+        ),
+        (
+            ("experiments", "monitor", "teacher"),
+            {"experiment": "causal-full", "answers": "all"},
+            "'all' is of scans as measured, and augmentation.flip_slow",
+        ),
+        (
+            ("experiments", "monitor", "teacher"),
+            {"experiment": "efficientnet", "weight": 2},
+            "config: experiments.monitor.teacher.weight: 2.0 is greater than the maximum",
+        ),
+        (
+            ("deployments", "monitor", "comparison"),
+            "monitor",
+            "config: deployments.monitor.comparison: no comparison 'monitor'; did you",
+        ),
+        (
+            ("deployments", "monitor", "experiment"),
+            "vit",
+            "config: deployments.monitor.experiment: 'vit' is not one of the experiments of",
+        ),
+        (
+            ("deployments", "monitor", "experiment"),
+            "efficientnet",
+            "'efficientnet' is of windows, or normalised by lines not yet measured",
+        ),
+        (("deployments", "monitor", "forms"), ["fp8"], "'fp8' is not one of"),
         (("experiments", "vit", "options"), {"layers": "6"}, "'6' is not of type int"),
         (("comparisons", "architectures", "split"), "session", "did you mean 'sessions'?"),
         (("comparisons", "architectures", "seeds"), [0, 0], "non-unique"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,24 @@ def test_models_meet_people_only_where_the_sheet_tells_what_volunteers_named(
     overlay: dict[str, Any], people: bool
 ) -> None:
     assert plan.has_people(config(overlay), "architectures") is people
+
+
+def test_a_teacher_is_the_run_of_the_same_data_split_fold_and_seed() -> None:
+    resolved = config("h-si100-monitor.yaml")
+    run = {"dataset": "h-si100", "split": "sessions", "experiment": "monitor", "fold": "3"}
+    found = plan.rests_on(resolved, {**run, "seed": "7"})
+    assert found == {"teacher": {**run, "experiment": "efficientnet", "fold": 3, "seed": 7}}
+    assert plan.rests_on(resolved, {**run, "experiment": "monitor-alone", "seed": "7"}) == {}
+
+
+def test_a_deployment_is_of_all_runs_of_its_experiment_beside_those_of_its_teacher() -> None:
+    resolved = config("h-si100-monitor.yaml")
+    assert plan.deployed(resolved) == ["monitor"]
+    assert plan.deployed(config()) == []
+    spec = json.loads(plan.deployment_spec(resolved, "monitor"))
+    runs = [f"runs/h-si100/sessions/monitor/fold{fold}-seed0" for fold in range(5)]
+    assert spec["runs"] == runs
+    assert spec["teacher_runs"] == [run.replace("monitor", "efficientnet") for run in runs]
+    alone = {"deployments": {"monitor": {"experiment": "monitor-alone"}}}
+    spec = json.loads(plan.deployment_spec(config("h-si100-monitor.yaml", alone), "monitor"))
+    assert (spec["teacher"], spec["teacher_runs"]) == (None, [])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanbench.tipstate.models import causal, lrcn
+from scanbench.tipstate.models import causal, efficientnet_causal, lrcn
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PIXELS, CLASSES = 16, 4
@@ -76,8 +76,22 @@ def lrcn_models(draw):
     return lrcn.Model(options, lines=lines, pixels=PIXELS, classes=CLASSES).eval()
 
 
+@st.composite
+def efficientnet_causal_models(draw):
+    options = efficientnet_causal.Options(pretrained=False, blocks=draw(st.integers(1, 8)))
+    lines = draw(st.integers(16, 40))  # what eight blocks need
+    torch.manual_seed(draw(st.integers(0, 9)))
+    model = efficientnet_causal.Model(options, lines=lines, pixels=PIXELS, classes=CLASSES).eval()
+    for tensor in (model.centre_D, model.mean_F, model.gain_L.data, model.head.shift_LC.data):
+        tensor.normal_()
+    return model
+
+
+streamed_models = st.one_of(causal_models(), lrcn_models(), efficientnet_causal_models())
+
+
 @settings(max_examples=60, deadline=None)
-@given(model=st.one_of(causal_models(), lrcn_models()), data=st.data())
+@given(model=streamed_models, data=st.data())
 def test_streaming_gives_the_batch_answers_of_every_prefix_however_it_is_cut(model, data):
     seen = data.draw(st.integers(1, model.lines), "lines")
     x_LP = random_scan(seen, data.draw(st.integers(0, 99), "scan"))
@@ -88,7 +102,7 @@ def test_streaming_gives_the_batch_answers_of_every_prefix_however_it_is_cut(mod
 
 
 @settings(max_examples=10, deadline=None)
-@given(model=st.one_of(causal_models(), lrcn_models()))
+@given(model=streamed_models)
 def test_a_step_leaves_the_state_it_was_given_as_it_was(model):
     x_LP = random_scan(model.lines, 0)
     _, state = streamed(model, x_LP[: model.lines // 2])
@@ -106,6 +120,9 @@ def test_a_step_leaves_the_state_it_was_given_as_it_was(model):
             causal.Options(attention_window=20), lines=128, pixels=PIXELS, classes=CLASSES
         ),
         causal.Model(causal.Options(layers=2), lines=20, pixels=PIXELS, classes=CLASSES),
+        efficientnet_causal.Model(
+            efficientnet_causal.Options(blocks=8), lines=128, pixels=PIXELS, classes=CLASSES
+        ),
         lrcn.Model(lrcn.Options(), lines=128, pixels=PIXELS, classes=CLASSES),
         lrcn.Model(lrcn.Options(slow_pooling=(2, 2, 1)), lines=128, pixels=PIXELS, classes=CLASSES),
     ],
@@ -143,3 +160,33 @@ def test_the_lrcn_keeps_the_rows_that_its_convolutions_need_and_no_lines():
         "hidden": (1, 256),
         "cell": (1, 256),
     }
+
+
+def test_a_causal_stage_makes_of_the_lines_so_far_what_it_makes_of_the_whole_scan():
+    """And the last line of every 16 tells in all stages: no line waits for a later one."""
+    torch.manual_seed(0)
+    options = efficientnet_causal.Options(pretrained=False, blocks=8)
+    model = efficientnet_causal.Model(options, lines=48, pixels=PIXELS, classes=CLASSES).eval()
+    x_LP = random_scan(48, 3)
+    changed_LP = x_LP.clone()
+    changed_LP[31] += 1
+    with torch.no_grad():
+        maps = zip(*(model.encoder.maps(x[None]) for x in (x_LP, changed_LP)), strict=True)
+        for period, (before, after) in zip(model.periods, maps, strict=True):
+            assert before.shape[2] == 48 // period
+            differs_R = (before != after).any(3).any(1)[0]
+            assert differs_R.nonzero()[0, 0] == 32 // period - 1
+
+
+def test_texture_is_mean_and_deviation_of_all_rows_known_so_far():
+    torch.manual_seed(0)
+    options = efficientnet_causal.Options(pretrained=False, blocks=3)
+    model = efficientnet_causal.Model(options, lines=20, pixels=PIXELS, classes=CLASSES).eval()
+    x_BLP = random_scan(20, 4)[None]
+    with torch.no_grad():
+        mean_D, square_D = model._moments(x_BLP)[0, 17]
+        first, second = model.encoder.maps(x_BLP)
+    # After 18 lines 9 rows of the first stage are known, and 4 of the second.
+    channels = [first[0, :, :9].flatten(1), second[0, :, :4].flatten(1)]
+    for found_D, of in ((mean_D, torch.mean), (square_D, lambda x, d: x.square().mean(d))):
+        torch.testing.assert_close(found_D, torch.cat([of(part, 1) for part in channels]))

@@ -94,7 +94,7 @@ def test_only_what_can_change_a_run_trains_it_again() -> None:
     names = {path.stem for path in sources.closure("scanbench.training")}
     shared = {"__init__", "errors", "files", "provenance", "sources"}
     reading = {"split_file", "store", "windows"}
-    ours = {"augment", "learning", "runs", "start", "training", "tuning"}
+    ours = {"answers", "augment", "distillation", "learning", "runs", "start", "training", "tuning"}
     assert names == shared | reading | ours
 
 

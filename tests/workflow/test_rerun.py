@@ -79,6 +79,27 @@ CHANGES = {
         {"experiments": {"lrcn-w20": {"search": {"options.hidden": [8, 16]}}}},
         set(),
     ),
+    # The teacher is trained first, on the same fold and seed; nobody asks for its predictions.
+    "teacher": (
+        {"experiments": {"causal-full": {"teacher": {"experiment": "cnn-scan"}}}},
+        {("train", RUN.format("cnn-scan", 0))} | runs("causal-full") | SCORES | RENDER,
+    ),
+    "teacher that is there": (
+        {"experiments": {"causal-full": {"teacher": {"experiment": "lrcn-w20"}}}},
+        runs("causal-full") | SCORES | RENDER,
+    ),
+    "deployment": (
+        {
+            "deployments": {
+                "d": {"comparison": "simulated", "experiment": "causal-full", "forms": ["int8"]}
+            }
+        },
+        {
+            (rule, RUN.format("causal-full", 0) + ", form=int8")
+            for rule in ("export", "predict_exported")
+        }
+        | {("deployment", "name=d")},
+    ),
     "another data set": ({"datasets": {"h-si100": {"path": "/elsewhere"}}}, set()),
     "number written as whole": ({"training": {"gradient_clip": 1}}, set()),
 }

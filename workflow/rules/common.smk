@@ -189,6 +189,40 @@ def people_option(wildcards):
     ]
 
 
+def deployment_comparison(wildcards):
+    """Give the settings of the comparison that a deployment is of."""
+    name = config["deployments"][wildcards.name]["comparison"]
+    return config["comparisons"][name]
+
+
+def deployment_store(wildcards):
+    """Give the store that a deployment's runs were trained and tested on."""
+    wanted = deployment_comparison(wildcards)
+    return plan.store_path(config, wanted["dataset"], wanted["split"])
+
+
+def deployment_split(wildcards):
+    """Give the split of a deployment's runs."""
+    wanted = deployment_comparison(wildcards)
+    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
+
+
+def deployment_files(wildcards):
+    """List the predictions of a deployment's runs, of their teachers and of each exported form."""
+    runs = plan.deployment_runs(config, wildcards.name)
+    folders = [f"results/{plan.RUN.format(**run)}" for run in runs]
+    forms = config["deployments"][wildcards.name]["forms"]
+    taught_by = [
+        f"results/{plan.RUN.format(**run)}/predictions.parquet"
+        for run in plan.teacher_runs(config, wildcards.name)
+    ]
+    names = ["model.json", "weights.safetensors", "predictions.parquet"]
+    names += [
+        f"onnx/{form}.{kind}" for form in forms for kind in ("onnx", "parquet", "json")
+    ]
+    return taught_by + [f"{folder}/{name}" for folder in folders for name in names]
+
+
 def histories(wildcards):
     """List the training records that a comparison shows."""
     return [
@@ -344,7 +378,7 @@ def tip_change_scores(wildcards):
 
 
 def targets(_):
-    """List the pages of the targets; where there is no page, their figure."""
+    """List the pages of the targets, or their figures, and what is deployed."""
     pages = [
         f"results/comparisons/{name}/summary.html" for name in plan.compared(config)
     ]
@@ -356,12 +390,17 @@ def targets(_):
         "tip_changes": "results/tip-changes/{}/tip-change.svg",
         "realism": "results/realism/{}",
     }
-    return pages + [
-        path.format(name)
-        for table, path in figures.items()
-        for name in config["targets"]
-        if name in config[table]
-    ]
+    deployed = [f"results/deployments/{name}" for name in plan.deployed(config)]
+    return (
+        pages
+        + deployed
+        + [
+            path.format(name)
+            for table, path in figures.items()
+            for name in config["targets"]
+            if name in config[table]
+        ]
+    )
 
 
 def datasets_from(source):

@@ -13,8 +13,8 @@ Shape suffixes: N images, H rows, W columns, D channels, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 #: Of the batch normalisations.
 EPSILON = 1e-3
-STEM = 32
+STEM, STEM_STRIDE = 32, 2
 #: Under the root of a variance: a constant channel has a slope.
 TINY = 1e-8
 
@@ -48,35 +48,71 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+BLOCKS = sum(stage.blocks for stage in STAGES)
 #: Stages whose features are read: from texture to things.
 READ = (1, 2, 4, 6)
 
 
-class Convolution(nn.Conv2d):
-    """A convolution with a bias, padded so that `stride` divides the size, as TensorFlow pads."""
+def first_blocks(blocks: int) -> list[Stage]:
+    """Return the stages that the first blocks stand in, the last one with those that it has."""
+    before = accumulate((stage.blocks for stage in STAGES), initial=0)
+    return [
+        stage._replace(blocks=min(stage.blocks, blocks - start))
+        for stage, start in zip(STAGES, before, strict=False)
+        if start < blocks
+    ]
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1):
+
+class Convolution(nn.Conv2d):
+    """A convolution with a bias, padded so that `stride` divides the size, as TensorFlow pads.
+
+    With `causal`, all padding of the rows stands above the first: no row looks at a later one, and
+    each is known with the last of the `stride` rows that it stands for.
+    """
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        causal: bool = False,
+    ) -> None:
         super().__init__(before, after, kernel, stride, groups=groups)
         total = kernel - stride
-        self.before, self.after = total // 2, total - total // 2
-        if self.before == self.after:
-            self.padding = (self.before, self.before)
+        columns = (total // 2, total - total // 2)
+        self.around = (*columns, total, 0) if causal else columns * 2
+        if len(set(self.around)) == 1:
+            self.padding = (self.around[0], self.around[0])
 
     def forward(self, x_NDHW: Tensor) -> Tensor:
         """Return the convolved images."""
-        if self.before != self.after:
-            x_NDHW = F.pad(x_NDHW, (self.before, self.after) * 2)
+        if len(set(self.around)) > 1:
+            x_NDHW = F.pad(x_NDHW, self.around)
         return super().forward(x_NDHW)
+
+    def row(self, x_NDHW: Tensor) -> Tensor:
+        """Return the row that a causal convolution makes of `kernel` rows, [N, D, 1, W]."""
+        return super().forward(F.pad(x_NDHW, (*self.around[:2], 0, 0)))
 
 
 class Block(nn.Module):
     """Inverted residual: expand, convolve each channel on its own, project (arXiv 1801.04381)."""
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         wide = before * expansion
         self.expand = Convolution(before, wide, 1) if expansion > 1 else None
-        self.depthwise = Convolution(wide, wide, kernel, stride, groups=wide)
+        self.depthwise = Convolution(wide, wide, kernel, stride, groups=wide, causal=causal)
         self.project = Convolution(wide, after, 1)
         self.residual = stride == 1 and before == after
 
@@ -91,14 +127,22 @@ class EfficientNet(nn.Module):
     """The convolutions of EfficientNet-Lite0, from grey images to features.
 
     Its weights are random until `load_imagenet`.
+
+    Parameters
+    ----------
+    blocks
+        Only so many of the first blocks.
+    causal
+        No row of a stage looks at a later one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = BLOCKS, *, causal: bool = False) -> None:
         super().__init__()
-        self.stem = Convolution(1, STEM, 3, 2)
+        self.stem = Convolution(1, STEM, 3, STEM_STRIDE, causal=causal)
         self.stages = nn.ModuleList()
-        widths = [STEM, *(stage.channels for stage in STAGES)]
-        for stage, (before, after) in zip(STAGES, pairwise(widths), strict=True):
+        stages = first_blocks(blocks)
+        widths = [STEM, *(stage.channels for stage in stages)]
+        for stage, (before, after) in zip(stages, pairwise(widths), strict=True):
             self.stages.append(
                 nn.Sequential(
                     *(
@@ -108,6 +152,7 @@ class EfficientNet(nn.Module):
                             stage.kernel,
                             1 if i else stage.stride,
                             stage.expansion,
+                            causal,
                         )
                         for i in range(stage.blocks)
                     )
@@ -140,14 +185,19 @@ class EfficientNet(nn.Module):
 
         Images have mean 0 and standard deviation 1 and are larger than 32×32.
         """
-        h_NDHW = F.relu6(self.stem(x_NHW[..., None].permute(0, 3, 1, 2)), inplace=True)
         features = []
-        for i, stage in enumerate(self.stages):
-            h_NDHW = stage(h_NDHW)
+        for i, map_NDHW in enumerate(self.maps(x_NHW)):
             if i in READ:
-                variance_ND = h_NDHW.var((2, 3), correction=0)
-                features += [h_NDHW.mean((2, 3)), (variance_ND + TINY).sqrt()]
+                variance_ND = map_NDHW.var((2, 3), correction=0)
+                features += [map_NDHW.mean((2, 3)), (variance_ND + TINY).sqrt()]
         return torch.cat(features, 1)
+
+    def maps(self, x_NHW: Tensor) -> Iterator[Tensor]:
+        """Yield what each stage makes of images, [N, D, H, W]."""
+        h_NDHW = F.relu6(self.stem(x_NHW[..., None].permute(0, 3, 1, 2)), inplace=True)
+        for stage in self.stages:
+            h_NDHW = stage(h_NDHW)
+            yield h_NDHW
 
 
 def _fold(

@@ -1,0 +1,69 @@
+"""An experiment's runs as ONNX, in several forms, fed the scans that they never saw."""
+
+
+rule export:
+    input:
+        weights=of_run("weights.safetensors"),
+        model=of_run("model.json"),
+        code=code("scanbench.export"),
+        model_code=model_code,
+    output:
+        step=of_run("onnx/{form}.onnx"),
+        card=of_run("onnx/{form}.md"),
+    log:
+        of_run("export-{form}.log", below="results/logs"),
+    benchmark:
+        of_run("export-{form}.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        form="[a-z0-9]+",
+    conda:
+        "../../envs/scanbench.yaml"
+    shell:
+        "scanbench export --form {wildcards.form:q} $(dirname {input.model:q}) {output.step:q}"
+        " 2>&1 | tee -i {log:q}"
+
+
+rule predict_exported:
+    input:
+        store=split_store,
+        split="results/data/{dataset}/splits/{split}.json",
+        weights=of_run("weights.safetensors"),
+        model=of_run("model.json"),
+        step=of_run("onnx/{form}.onnx"),
+        code=code("scanbench.exported"),
+        model_code=model_code,
+    output:
+        predictions=of_run("onnx/{form}.parquet"),
+        provenance=of_run("onnx/{form}.json"),
+    log:
+        of_run("predict-{form}.log", below="results/logs"),
+    benchmark:
+        of_run("predict-{form}.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        form="[a-z0-9]+",
+    conda:
+        "../../envs/scanbench.yaml"
+    shell:
+        "scanbench predict --exported {input.step:q} {input.store:q} {input.split:q}"
+        " {input.weights:q} {output.predictions:q} 2>&1 | tee -i {log:q}"
+
+
+rule deployment:
+    input:
+        files=deployment_files,
+        store=deployment_store,
+        split=deployment_split,
+        code=code("scanbench.deployment"),
+    output:
+        directory("results/deployments/{name}"),
+    log:
+        "results/logs/deployment/{name}.log",
+    benchmark:
+        "results/benchmarks/deployment/{name}.tsv"
+    conda:
+        "../../envs/scanbench.yaml"
+    params:
+        spec=lambda wildcards: plan.deployment_spec(config, wildcards.name),
+    shell:
+        "scanbench deployment --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
+        " 2>&1 | tee -i {log:q}"
