@@ -57,7 +57,8 @@ report: env  ## write the HTML report of what has run
 	@echo "Report:   $(REPORT)"
 	@$(SNAKEMAKE) --summary 2>/dev/null | sed -nE \
 		-e 's|^(results/comparisons/[^/]+/)summary\.html\t.*|Summary:  \1summary.html\nFigures:  \1figures/\nTables:   \1tables/|p' \
-		-e 's|^(results/side-by-side/[^/]+/protocols)\.svg\t.*|Side by side: \1.svg, \1.csv|p'
+		-e 's|^(results/side-by-side/[^/]+/protocols)\.svg\t.*|Side by side: \1.svg, \1.csv|p' \
+		-e 's|^(results/curves/[^/]+/)curves\.svg\t.*|Curves:   \1curves.svg, \1reached.csv|p'
 
 test: env lint  ## every check and test
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
@@ -76,4 +77,4 @@ bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what the pipeline made
-	rm -rf results/data results/tuning results/runs results/comparisons results/side-by-side results/logs results/benchmarks results/report*.html .snakemake
+	rm -rf results/data results/tuning results/runs results/comparisons results/side-by-side results/curves results/logs results/benchmarks results/report*.html .snakemake

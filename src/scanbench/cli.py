@@ -114,6 +114,17 @@ def predict(args: Arguments) -> None:
     predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
 
 
+def combine(args: Arguments) -> None:
+    """Average the held-out predictions of an ensemble's members."""
+    from scanbench.ensembles import combine
+
+    names = args.spec.pop("members")
+    if len(names) != len(args.tables):
+        raise UserError(f"combine: {len(args.tables)} tables for {len(names)} members")
+    members = dict(zip(names, args.tables, strict=True))
+    combine(args.spec, members, args.spec.pop("classes"), args.out)
+
+
 def evaluate(args: Arguments) -> None:
     """Score the models of a comparison on the same rows."""
     from scanbench.evaluation import evaluate
@@ -209,6 +220,11 @@ def stream(args: Arguments) -> None:
         pixels=args.pixels,
         waiting=Waiting(poll_s=args.poll, timeout_s=args.timeout),
     )
+
+
+def replay(args: Arguments) -> None:
+    """Make recorded streams a page that plays them (.html) or an animated image (.webp, .gif)."""
+    _of_study(args, "replay")(args.recordings, args.out, args.note)
 
 
 def export(args: Arguments) -> None:
@@ -348,6 +364,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
     )
+    pooled = command("combine", combine, {"out": "table of predictions to write (Parquet)"})
+    pooled.add_argument(
+        "tables", type=Path, nargs="+", help="the members' tables of predictions, from predict"
+    )
     scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
     compared = command(
         "agreement",
@@ -417,12 +437,22 @@ def parser() -> argparse.ArgumentParser:
         ("--timeout", 300.0, "end after so many seconds without a new line"),
     ):
         watched.add_argument(flag, type=_seconds, default=seconds, help=f"{what}; {seconds:g}")
+    replayed = command("replay", replay, {}, spec=False)
+    replayed.add_argument(
+        "recordings",
+        type=Path,
+        nargs="+",
+        metavar="recording",
+        help="folder that stream --record wrote; several are shown one after the other",
+    )
+    replayed.add_argument("out", type=Path, help="file to write: .html, .webp, .gif or .png")
+    replayed.add_argument("--note", default="", help="source and licence of the data, to be shown")
     exported = command(
         "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
     )
     exported.add_argument("--int8", action="store_true", help="weights as 8-bit integers")
     exported.add_argument("--metrics", type=Path, help="metrics.csv of apply, for the model card")
-    for sub in (simulated, fetched, read, compared, applied, watched):
+    for sub in (simulated, fetched, read, compared, applied, watched, replayed):
         sub.add_argument(
             "--study",
             choices=STUDIES,

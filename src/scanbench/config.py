@@ -258,6 +258,8 @@ def _check_references(config: Config) -> None:
         if target not in known:
             hint = did_you_mean(target, known)
             raise UserError(f"config: targets: no comparison {target!r}; {hint}")
+    for name, members in config["ensembles"].items():
+        _check_members(config, name, members)
     for name, sides in config["side_by_side"].items():
         _check_sides(config, name, sides["comparisons"])
     wanted = plan.compared(config)
@@ -276,21 +278,49 @@ def _check_references(config: Config) -> None:
                 f"{hint}"
             )
         for experiment in comparison["experiments"]:
-            if experiment not in config["experiments"]:
-                hint = did_you_mean(experiment, config["experiments"])
+            if experiment not in {**config["experiments"], **config["ensembles"]}:
+                hint = did_you_mean(experiment, {**config["experiments"], **config["ensembles"]})
                 raise UserError(
                     f"config: comparisons.{name}.experiments: no experiment {experiment!r}; {hint}"
                 )
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
-                _check_window(config, name, experiment)
+                _check_samples(config, experiment)
+                for member in plan.members(config, experiment):
+                    _check_window(config, name, member)
         if name in wanted and config["tuning"]["trials"]:
             _check_effort(config, name)
 
 
+def _check_members(config: Config, name: str, members: list[str]) -> None:
+    """Check that an ensemble has a name of its own and members that exist."""
+    where = f"config: ensembles.{name}"
+    experiments = config["experiments"]
+    if name in experiments:
+        raise UserError(f"{where}: an experiment has this name; give it another")
+    for member in members:
+        if member not in experiments:
+            raise UserError(
+                f"{where}: no experiment {member!r}; {did_you_mean(member, experiments)}"
+            )
+
+
+def _check_samples(config: Config, name: str) -> None:
+    """Check that an ensemble's members look at the same samples of a scan."""
+    first, *others = plan.members(config, name)
+    windows = {member: config["experiments"][member]["window"] for member in (first, *others)}
+    for member in others:
+        if windows[member] != windows[first]:
+            raise UserError(
+                f"config: ensembles.{name}: {member!r} and {first!r} have other windows, and so "
+                "answer about other samples of a scan; give them the same `window`"
+            )
+
+
 def _check_effort(config: Config, comparison: str) -> None:
     """Check that in a comparison either all experiments are tuned or none."""
-    names = config["comparisons"][comparison]["experiments"]
+    wanted = config["comparisons"][comparison]["experiments"]
+    names = [name for experiment in wanted for name in plan.members(config, experiment)]
     without = [name for name in names if "search" not in config["experiments"][name]]
     if without and len(without) < len(names):
         raise UserError(
@@ -349,7 +379,7 @@ def _check_starts(config: Config) -> None:
                 raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
     wanted = plan.compared(config)
     for name in config["comparisons"]:
-        for run in plan.runs(config, name):
+        for run in plan.trained(config, name):
             _check_foundations(config, run, sizes=name in wanted)
 
 

@@ -44,6 +44,33 @@ def runs(config: Config, comparison: str) -> list[dict[str, Any]]:
     ]
 
 
+def members(config: Config, experiment: str) -> list[str]:
+    """Return the experiments whose runs make up one: those of an ensemble, or itself."""
+    return list(config["ensembles"].get(experiment, [experiment]))
+
+
+def trained(config: Config, comparison: str) -> list[dict[str, Any]]:
+    """Return the wildcards of every run that is trained for a comparison, in a fixed order."""
+    return [
+        {**run, "experiment": member}
+        for run in runs(config, comparison)
+        for member in members(config, run["experiment"])
+    ]
+
+
+def combine_spec(config: Config, run: Mapping[str, Any]) -> str:
+    """Return what the predictions of an ensemble's run depend on."""
+    return canonical_json(
+        {
+            "name": run["experiment"],
+            "fold": int(run["fold"]),
+            "seed": int(run["seed"]),
+            "members": members(config, run["experiment"]),
+            "classes": classes(config, run["dataset"]),
+        }
+    )
+
+
 def rests_on(config: Config, run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the wildcards of the runs that must be trained before a run, by what they are to it.
 
@@ -274,6 +301,7 @@ def render_spec(config: Config, comparison: str) -> str:
             "split": wanted["split"],
             "scheme": config["splits"][wanted["split"]]["scheme"],
             "experiments": wanted["experiments"],
+            "members": {name: members(config, name) for name in wanted["experiments"]},
             "folds": folds(config["splits"][wanted["split"]]),
             "seeds": wanted["seeds"],
         }

@@ -125,10 +125,7 @@ def read_experiment(
     for path in map(Path, paths):
         if path.is_dir():
             path = path / "predictions.parquet"
-        where = f"experiment {name!r}: {path}"
-        frame = _read(path, where)
-        check_table(frame, classes, where)
-        frames.append(frame[[*COLUMNS, *class_columns(classes)]])
+        frames.append(read_table(path, classes, f"experiment {name!r}: {path}"))
     if not frames:
         raise UserError(f"experiment {name!r}: no table of predictions is listed: name its runs")
     where = f"experiment {name!r}"
@@ -136,6 +133,33 @@ def read_experiment(
     _check_unique(table, where)
     check_against(table, held_out, where)
     return table
+
+
+def read_table(path: Path, classes: Sequence[str], where: str) -> pd.DataFrame:
+    """Read one run's table, checked by itself.
+
+    Parameters
+    ----------
+    path
+        The Parquet file.
+    classes
+        Class names; the probability columns must be exactly theirs.
+    where
+        Begins every message.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `COLUMNS` and `class_columns(classes)`.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is malformed; see `check_table`.
+    """
+    frame = _read(path, where)
+    check_table(frame, classes, where)
+    return frame[[*COLUMNS, *class_columns(classes)]]
 
 
 def _read(path: Path, where: str) -> pd.DataFrame:

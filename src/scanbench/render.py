@@ -31,9 +31,11 @@ from scanbench.store import Store
 __all__ = ["Drawing", "Material", "render"]
 
 SPEC_KEYS = (
-    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "scheme",
-    "seeds", "simulated", "split", "title",
+    "attribution", "comparison", "dataset", "dataset_title", "experiments", "folds", "members",
+    "scheme", "seeds", "simulated", "split", "title",
 )  # fmt: skip
+
+RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet")
 
 PEOPLE_COLUMNS = {
     "people": "scope reading class probability low high rate scans both one unknown",
@@ -42,7 +44,9 @@ PEOPLE_COLUMNS = {
     "errors": "experiment by value scans errors rate low high",
 }
 HISTORY_COLUMNS = "epoch train_loss train_accuracy val_loss val_accuracy"
-MANIFEST_COLUMNS = "scan_id group lines pixels planned_lines width_m height_m label excluded"
+MANIFEST_COLUMNS = (
+    "scan_id group lines pixels planned_lines width_m height_m slow_direction label excluded"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,8 @@ class Material:
 
     def predictions(self, experiment: str) -> pd.DataFrame:
         """Return the held-out predictions of all runs of an experiment."""
-        columns = ["scan_id", "seed", "first_line", "lines_seen", *(f"p_{c}" for c in self.classes)]
+        known = ["scan_id", "fold", "seed", "first_line", "lines_seen"]
+        columns = [*known, *(f"p_{c}" for c in self.classes)]
         frames = [
             pd.read_parquet(run / "predictions.parquet", columns=columns)
             for run in self.runs[experiment]
@@ -154,8 +159,9 @@ def render(
     store, split
         What was trained and tested on.
     out
-        Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html` and
-        `render.json`. The same inputs give the same bytes, but for the times in `render.json`.
+        Folder for `figures/NAME.{svg,pdf,png}`, `tables/NAME.{csv,md,tex}`, `summary.html`,
+        `replay.html` and `render.json`. The same inputs give the same bytes, but for the times in
+        `render.json`.
     people
         Folder that agreement wrote, if the data set tells what people named.
 
@@ -181,8 +187,9 @@ def render(
                 for n, columns in PEOPLE_COLUMNS.items()
             }
             material = replace(material, people=tables_of_people)
-        study = _study_figures(opened.study)
-        drawings = [*study.drawings(material), *_drawings(material)]
+        figures, replay = (_of_study(opened.study, name) for name in ("figures", "replay_page"))
+        drawings = [*figures.drawings(material), *_drawings(material)]
+        replays = replay.of_material(material)
     files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
     if people is not None:
         files |= {f"agreement/{n}.csv": Path(people) / f"{n}.csv" for n in PEOPLE_COLUMNS}
@@ -204,17 +211,24 @@ def render(
     page = summary.page(
         material, drawings, {n: p.read_bytes() for n, p in svgs.items()}, shown, record
     )
-    with replacing(out / "summary.html") as part:
-        part.write_text(page, encoding="utf-8", newline="\n")
     made = {d.name: {n: record["inputs"][n] for n in d.inputs} for d in drawings}
-    write_json(out / "render.json", {**record, "figures": made})
+    # The scans that are replayed are those of this figure, from the same files.
+    replayed = made["examples"]
+    for name, text in {
+        "summary.html": page,
+        "replay.html": replay.material_page(material, replays, replayed, record),
+    }.items():
+        with replacing(out / name) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
+    record = {**record, "figures": made, "pages": {"replay.html": replayed}}
+    write_json(out / "render.json", record)
 
 
-def _study_figures(study: str) -> Any:
-    """Import the figures of a study; its name comes from the store, so it is checked."""
-    name = f"scanbench.{study}.figures"
+def _of_study(study: str, module: str) -> Any:
+    """Import a module of a study; its name comes from the store, so it is checked."""
+    name = f"scanbench.{study}.{module}"
     if not study.isidentifier() or importlib.util.find_spec(name) is None:
-        raise UserError(f"render: the store is of study {study!r}, which has no figures here")
+        raise UserError(f"render: the store is of study {study!r}, which has no {module} here")
     return importlib.import_module(name)
 
 
@@ -237,32 +251,13 @@ def _read(
     searches: dict[str, list[dict[str, Any] | None]] = {}
     costs = []
     for name in spec["experiments"]:
-        histories[name], searches[name] = [], []
-        spent = []
-        for run in runs[name]:
-            model, train, predict = (
-                _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
-            )
-            frame = read_csv(run / "history.csv", HISTORY_COLUMNS)
-            histories[name].append(
-                History(
-                    fold=int(train["config"]["fold"]),
-                    seed=int(train["config"]["seed"]),
-                    frame=frame,
-                    best_epoch=model.get("best_epoch"),
-                )
-            )
-            spent.append(
-                {
-                    "parameters": model["parameters"],
-                    "operations": model.get("operations", math.nan),  # not in older runs
-                    "cpu_seconds": train["cpu_seconds"],
-                    "peak_memory_mb": train.get("peak_memory_mb", math.nan),
-                    "predict_cpu_seconds": predict["cpu_seconds"],
-                    "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
-                }
-            )
-            searches[name].append(model.get("tuning"))
+        members = spec["members"][name]
+        trained = [[_trained(_of_member(run, m)) for m in members] for run in runs[name]]
+        # An ensemble is not trained itself: it costs what its members cost.
+        alone = [run for (run, *others) in trained if not others]
+        histories[name] = [run.history for run in alone]
+        searches[name] = [run.search for run in alone]
+        spent = [pd.DataFrame([part.costs for part in parts]).sum(min_count=1) for parts in trained]
         costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
@@ -278,6 +273,43 @@ def _read(
         split=_json(split),
         store=store,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the files of a run tell: its course, what it cost, how its setting was chosen."""
+
+    history: History
+    costs: Mapping[str, float]
+    search: dict[str, Any] | None
+
+
+def _trained(run: Path) -> _Trained:
+    model, train, predict = (
+        _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
+    )
+    return _Trained(
+        history=History(
+            fold=int(train["config"]["fold"]),
+            seed=int(train["config"]["seed"]),
+            frame=read_csv(run / "history.csv", HISTORY_COLUMNS),
+            best_epoch=model.get("best_epoch"),
+        ),
+        costs={
+            "parameters": model["parameters"],
+            "operations": model.get("operations", math.nan),  # not in older runs
+            "cpu_seconds": train["cpu_seconds"],
+            "peak_memory_mb": train.get("peak_memory_mb", math.nan),
+            "predict_cpu_seconds": predict["cpu_seconds"],
+            "search_cpu_seconds": train.get("search_cpu_seconds", 0.0),
+        },
+        search=model.get("tuning"),
+    )
+
+
+def _of_member(run: Path, member: str) -> Path:
+    """Return the folder of a member's run of the same fold and seed."""
+    return run.parent.with_name(member) / run.name
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -303,7 +335,7 @@ def _input_files(
     files["store.h5"], files["split.json"] = store, split
     for experiment, folders in runs.items():
         for run in folders:
-            for name in ("history.csv", "model.json", "train.json", "predictions.parquet"):
+            for name in RUN_FILES:
                 files[f"{experiment}/{run.name}/{name}"] = run / name
     return files
 
@@ -353,6 +385,7 @@ def _drawings(material: Material) -> list[Drawing]:
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
+        if material.histories[name]
         for run in material.runs[name]
         for file in ("history.csv", "model.json")
     ]

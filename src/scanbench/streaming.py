@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,8 @@ class ScanInfo:
         Of the heights; empty where the source does not tell.
     width_m, height_m
         Lengths of the whole scan, where known.
+    slow_direction
+        `up` or `down`: where the lines go on the instrument's screen.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ScanInfo:
     unit: str = ""
     width_m: float | None = None
     height_m: float | None = None
+    slow_direction: str = "down"
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,6 +423,38 @@ def uncertainty(p_C: NDArray[np.float64]) -> float:
     return float(-(p_C * np.log(np.maximum(p_C, 1e-300))).sum() / math.log(len(p_C)))
 
 
+class Judge:
+    """Say what the answers about one scan mean, taken in their order.
+
+    Parameters
+    ----------
+    options
+        How to judge.
+    classes
+        Of the answers.
+    """
+
+    def __init__(self, options: MonitorOptions, classes: Sequence[str]) -> None:
+        self.options, self.classes = options, classes
+        self.adviser = Adviser(options, classes)
+        self.average_C: NDArray[np.float64] | None = None
+
+    def judged(self, p_C: NDArray[np.float64], seen: int) -> Event:
+        """Return what an event tells of one more answer, given after `seen` lines."""
+        if self.average_C is None:
+            self.average_C = p_C
+        # A simple score: how far the answer is from the mean of those before, by total variation.
+        change = 0.5 * float(np.abs(p_C - self.average_C).sum())
+        self.average_C = self.average_C + self.options.smoothing * (p_C - self.average_C)
+        return {
+            "answer_lines": seen,
+            "p": {name: round(float(p), DIGITS) for name, p in zip(self.classes, p_C, strict=True)},
+            "uncertainty": round(uncertainty(p_C), DIGITS),
+            "change": round(change, DIGITS),
+            "advice": self.adviser.advise(p_C, seen),
+        }
+
+
 class Monitor:
     """Watch a scan: take the items of a source, give events.
 
@@ -485,13 +520,12 @@ class Monitor:
             info.planned_lines, info.pixels, meta["scan_lines"], meta["pixels"]
         )
         self.model = self.feed()
-        self.adviser = Adviser(self.options, self.run.classes)
+        self.judge = Judge(self.options, self.run.classes)
         self.next = 0  # the line that is expected
         self.waiting = 0  # lines without a good one before them to stand for them
         self.x_LP: list[FloatArray] = []
         self.good_P: FloatArray | None = None
         self.kind = ""
-        self.average_C: NDArray[np.float64] | None = None
         self.answer: Event = {
             "answer_lines": None,
             "p": None,
@@ -507,6 +541,7 @@ class Monitor:
             "lines": meta["scan_lines"],
             "model": meta["model"],
             "classes": self.run.classes,
+            "policy": asdict(self.options),
         }
 
     def _line(self, line: Line) -> Iterator[Event]:
@@ -580,18 +615,4 @@ class Monitor:
         if logits_C is None or not good:
             return
         p_C = logits_C.double().softmax(-1).numpy()
-        if self.average_C is None:
-            self.average_C = p_C
-        # A simple score: how far the answer is from the mean of those before, by total variation.
-        change = 0.5 * float(np.abs(p_C - self.average_C).sum())
-        self.average_C = self.average_C + self.options.smoothing * (p_C - self.average_C)
-        seen = len(self.x_LP)
-        self.answer = {
-            "answer_lines": seen,
-            "p": {
-                name: round(float(p), DIGITS) for name, p in zip(self.run.classes, p_C, strict=True)
-            },
-            "uncertainty": round(uncertainty(p_C), DIGITS),
-            "change": round(change, DIGITS),
-            "advice": self.adviser.advise(p_C, seen),
-        }
+        self.answer = self.judge.judged(p_C, len(self.x_LP))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
+from scanbench.pages import template
 from scanbench.split_file import LEAKY
 from scanbench.tables import ResultTable
 
@@ -21,18 +19,6 @@ if TYPE_CHECKING:
     from scanbench.render import Drawing, Material
 
 __all__ = ["page"]
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("scanbench", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("summary.html.j2")
 
 
 def page(
@@ -73,7 +59,7 @@ def page(
         "exact": sum(fold["exact_duplicates"] for fold in audit),
         "near": sum(fold["near_duplicates"] for fold in audit),
     }
-    return _template().render(
+    return template("summary.html.j2").render(
         spec=material.spec,
         facts=facts,
         leaks=leaks,

@@ -317,7 +317,7 @@ def write(
         "comparison": "example", "title": "Architectures on made-up scans", "dataset": "made-up",
         "dataset_title": "made-up scans", "attribution": "Made by a test; no measured data",
         "simulated": True, "split": "sessions", "scheme": "kfold", "experiments": list(names),
-        "folds": [0], "seeds": list(range(seeds)),
+        "members": {name: [name] for name in names}, "folds": [0], "seeds": list(range(seeds)),
     }  # fmt: skip
     by_name = {name: [r for r in runs if r.parent.name == name] for name in names}
     return {

@@ -179,6 +179,15 @@ def layers(overlay: str) -> list[str]:
     return sorted({below, overlay} if (ROOT / "config" / below).is_file() else {overlay}, key=len)
 
 
+def test_an_ensemble_of_other_samples_is_refused_where_it_is_compared() -> None:
+    config = copy.deepcopy(CONFIG)
+    config["ensembles"]["both"] = ["vit", "causal-w20"]
+    resolve(config, SCHEMA)
+    config["comparisons"]["architectures"]["experiments"].append("both")
+    with pytest.raises(UserError, match=r"ensembles.both: 'causal-w20' and 'vit' have other win"):
+        resolve(config, SCHEMA)
+
+
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_resolves_with_the_configuration(overlay: str) -> None:
     config = with_overlays(*layers(overlay))
@@ -307,6 +316,17 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
             {"title": "x", "comparisons": ["leakage-sessions", "leakage-random"]},
             "config: side_by_side.simulated: a comparison has this name; give it another",
         ),
+        (
+            ("ensembles", "both"),
+            ["vit", "cnn-scn"],
+            "config: ensembles.both: no experiment 'cnn-scn'; did you mean 'cnn-scan'?",
+        ),
+        (
+            ("ensembles", "vit"),
+            ["cnn-scan", "causal-full"],
+            "config: ensembles.vit: an experiment has this name; give it another",
+        ),
+        (("ensembles", "both"), ["vit"], "config: ensembles.both"),
         (
             ("experiments", "vit", "start"),
             {"experiment": "vit-2"},

@@ -33,6 +33,13 @@ def config(*overlays: str | Mapping[str, Any]) -> dict[str, Any]:
     return dict(resolve(copy.deepcopy(found), SCHEMA))
 
 
+def layers(overlay: str) -> tuple[str, ...]:
+    """Give the overlays that one needs: that of a small size rests on the one of full size."""
+    below = overlay.replace("-small.yaml", ".yaml")
+    rests = below != overlay and (ROOT / "config" / below).is_file()
+    return (below, overlay) if rests else (overlay,)
+
+
 def first_page(resolved: Mapping[str, Any]) -> str:
     """Render the report's first page as Snakemake does; a name that is not there is an error."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -45,12 +52,7 @@ def first_page(resolved: Mapping[str, Any]) -> str:
     "overlays",
     [
         (),
-        *(
-            (path.name,)
-            for path in sorted((ROOT / "config").glob("*.yaml"))
-            if path.name != "ablations-small.yaml"
-        ),
-        ("ablations.yaml", "ablations-small.yaml"),
+        *(layers(path.name) for path in sorted((ROOT / "config").glob("*.yaml"))),
     ],
     ids=lambda overlays: "+".join(overlays) or "config.yaml",
 )

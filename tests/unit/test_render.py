@@ -49,6 +49,8 @@ def test_each_figure_names_the_files_it_was_made_from(made: tuple[dict[str, Any]
     roc = record["figures"]["roc"]
     assert roc == {"scores/roc.csv": sha256_of(arguments["scores"] / "roc.csv")}
     assert record["figures"]["scans"]["store.h5"] == sha256_of(arguments["store"])
+    assert record["pages"] == {"replay.html": record["figures"]["examples"]}
+    assert (out / "replay.html").stat().st_size > 10_000
 
 
 def test_nothing_made_holds_a_path_of_the_machine(made: tuple[dict[str, Any], Path]) -> None:
@@ -65,7 +67,9 @@ def test_the_page_asks_for_nothing_and_runs_nothing(made: tuple[dict[str, Any], 
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources
-    assert all(s.startswith(("data:image/svg+xml;base64,", "#")) for s in sources)
+    assert all(
+        s.startswith(("data:image/svg+xml;base64,", "#")) or s == "replay.html" for s in sources
+    )
 
 
 def test_the_page_says_what_must_not_be_missed(made: tuple[dict[str, Any], Path]) -> None:

@@ -20,7 +20,7 @@ FIGURES = sorted(
     path.stem
     for path in (ROOT / "workflow/report").glob("*.rst")
     # The tiny study has one protocol only, so none stand side by side, and asks for no curves.
-    if path.stem not in ("workflow", "main", "summary", "protocols", "curves")
+    if path.stem not in ("workflow", "main", "summary", "replay", "protocols", "curves")
 )
 #: What Snakemake's own page says of its own libraries.
 KNOWN = ("cdn.tailwindcss.com should not be used in production", "The input spec uses Vega-Lite")
@@ -115,7 +115,7 @@ def test_graph_of_steps_and_their_run_times_are_there(visit: Visit) -> None:
 
 def test_every_result_has_a_caption_that_names_its_data(visit: Visit) -> None:
     open_results(visit)
-    for result in (*FIGURES, "main table", "summary"):
+    for result in (*FIGURES, "main table", "summary", "replay"):
         button(visit, result, "information-circle").click()
         visit.page.get_by_text("Job parameters").wait_for()
         text = visit.page.inner_text("body").upper()
@@ -144,3 +144,15 @@ def test_summary_opens_in_the_report(visit: Visit) -> None:
     frame.locator("img").first.wait_for()
     # Nobody named simulated scans: the summary leaves the comparison with people out.
     assert frame.locator("img").count() == len(FIGURES) - 1
+
+
+def test_replay_opens_and_plays_in_the_report(visit: Visit) -> None:
+    open_results(visit)
+    button(visit, "replay", "eye").click()
+    frame = visit.page.frame_locator("iframe")
+    frame.locator("#line").press("Home")
+    assert frame.locator("#count").inner_text() == "line 0 of 32"
+    frame.get_by_role("button", name="Play").click()
+    frame.locator("#count", has_text="line 32 of 32").wait_for()
+    assert frame.locator("#scan option").count() > 0
+    assert frame.get_by_text("Simulated data").count() == 1

@@ -16,6 +16,8 @@ rule predict_unlabelled:
         of_run("predict_unlabelled.log", below="results/logs"),
     benchmark:
         of_run("predict_unlabelled.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        experiment=one_of(config["experiments"]),
     conda:
         "../../envs/scanbench.yaml"
     resources:

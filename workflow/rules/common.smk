@@ -193,9 +193,21 @@ def histories(wildcards):
     """List the training records that a comparison shows."""
     return [
         f"results/{plan.RUN.format(**run)}/{name}"
-        for run in plan.runs(config, wildcards.comparison)
-        for name in ("history.csv", "model.json", "train.json")
+        for run in plan.trained(config, wildcards.comparison)
+        for name in ("history.csv", "model.json", "train.json", "predict.json")
     ]
+
+
+def members(name):
+    """Give a function that lists one file of the run of each member of an ensemble."""
+
+    def listed(wildcards):
+        return [
+            of_run(name).format(**{**wildcards, "experiment": member})
+            for member in plan.members(config, wildcards.experiment)
+        ]
+
+    return listed
 
 
 def split_store(wildcards):
@@ -243,7 +255,11 @@ def targets(_):
 
 def datasets_from(source):
     """Give a pattern for the data sets that come from `source`; it matches nothing if none do."""
-    names = [
+    return one_of(
         name for name, item in config["datasets"].items() if item["source"] == source
-    ]
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+    )
+
+
+def one_of(names):
+    """Give a pattern for these names; it matches nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"

@@ -16,6 +16,8 @@ rule predict:
         of_run("predict.log", below="results/logs"),
     benchmark:
         of_run("predict.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        experiment=one_of(config["experiments"]),
     conda:
         "../../envs/scanbench.yaml"
     resources:

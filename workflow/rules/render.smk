@@ -1,4 +1,4 @@
-"""Figures, tables and the summary page of a comparison."""
+"""Figures, tables, the summary page and the replay page of a comparison."""
 
 FIGURES = (
     "dataset",
@@ -25,7 +25,11 @@ rule render:
         store=comparison_store,
         split=comparison_split,
         people=comparison_people,
-        code=code("scanbench.render", f"scanbench.{config['study']}.figures"),
+        code=code(
+            "scanbench.render",
+            f"scanbench.{config['study']}.figures",
+            f"scanbench.{config['study']}.replay_page",
+        ),
     output:
         **{
             name: report(
@@ -41,6 +45,12 @@ rule render:
             caption="../report/summary.rst",
             category="{comparison}",
             labels={"result": "summary"},
+        ),
+        replay=report(
+            "results/comparisons/{comparison}/replay.html",
+            caption="../report/replay.rst",
+            category="{comparison}",
+            labels={"result": "replay"},
         ),
         provenance="results/comparisons/{comparison}/render.json",
         table=report(

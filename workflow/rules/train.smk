@@ -19,6 +19,8 @@ rule train:
         of_run("train.log", below="results/logs"),
     benchmark:
         of_run("train.tsv", below="results/benchmarks")
+    wildcard_constraints:
+        experiment=one_of(config["experiments"]),
     conda:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: plan.threads(config, wildcards)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,15 +129,20 @@ def line_answers(predictions: pd.DataFrame, scan_id: str, classes: Sequence[str]
     return mean.set_axis(list(classes), axis=1)
 
 
-def _flattened(x_LP: Floats) -> tuple[Floats, float, float]:
-    """Subtract each line's median; return the limits that show 98 % of the pixels."""
-    flat = x_LP - np.median(x_LP, axis=1, keepdims=True)
-    low, high = np.percentile(flat, [1, 99])
+def flattened(x_LP: Floats) -> tuple[Floats, float, float]:
+    """Subtract each line's median; return the limits that show 98 % of the pixels.
+
+    Missing pixels (NaN) stay missing; some must not be.
+    """
+    flat = np.full_like(x_LP, np.nan)
+    any_L = np.isfinite(x_LP).any(axis=1)
+    flat[any_L] = x_LP[any_L] - np.nanmedian(x_LP[any_L], axis=1, keepdims=True)
+    low, high = np.nanpercentile(flat, [1, 99])
     return flat, float(low), float(max(high, low + np.finfo(np.float32).tiny))
 
 
 def _draw_scan(axes: Axes, picture: Picture) -> None:
-    flat, low, high = _flattened(picture.x_LP)
+    flat, low, high = flattened(picture.x_LP)
     lines = len(flat)
     axes.imshow(
         flat, cmap="gray", vmin=low, vmax=high, extent=(0, 1, lines, 0), interpolation="nearest"
@@ -432,7 +437,7 @@ def _bars(
 
 def drawings(material: Material) -> list[Drawing]:
     """Draw what is special to scans, for `scanbench.render`."""
-    experiment = _line_answering(material)
+    experiment = line_answering(material)
     runs = [f"{experiment}/{run.name}/predictions.parquet" for run in material.runs[experiment]]
     order = "in the order of acquisition: the line measured first is on top"
     return [
@@ -565,7 +570,7 @@ def people_and_models(agreement: pd.DataFrame, experiments: Sequence[str]) -> Sh
     return figure
 
 
-def _line_answering(material: Material) -> str:
+def line_answering(material: Material) -> str:
     """Return the experiment with examples that answers line by line and has the highest AUROC.
 
     If none of those with examples answers before the end of a scan, the best of them is taken.
@@ -583,14 +588,18 @@ def _line_answering(material: Material) -> str:
     return max(candidates, key=lambda name: (early(name), float(final[name])))
 
 
+def listed(manifest: pd.DataFrame, scan_id: str) -> pd.Series:
+    """Return a scan's row of the manifest; of a copy in the store, that of its original."""
+    rows = manifest[manifest["scan_id"] == scan_id]
+    if rows.empty:
+        rows = manifest[manifest["scan_id"] == original(scan_id)]
+    return rows.iloc[0]
+
+
 def picture(store: Store, manifest: pd.DataFrame, k: int) -> Picture:
     """Return scan `k` of the store, in its physical aspect if that is known, else of its pixels."""
     scan_id, seen = str(store.scan_id[k]), int(store.n_lines[k])
-    rows = manifest[manifest["scan_id"] == scan_id]
-    if rows.empty:
-        # The store holds copies of scans, which the manifest knows nothing of.
-        rows = manifest[manifest["scan_id"] == original(scan_id)]
-    row = rows[["width_m", "height_m", "planned_lines", "pixels"]].astype(float).iloc[0]
+    row = listed(manifest, scan_id)
     width, height = float(row["width_m"]), float(row["height_m"])
     known = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
     whole = height / width if known else float(row["planned_lines"]) / float(row["pixels"])
@@ -617,13 +626,18 @@ def _pictures_by_class(material: Material, number: int = 6) -> dict[str, list[Pi
     return pictures
 
 
+def example_rows(material: Material, experiment: str) -> list[dict[Hashable, Any]]:
+    """Return an experiment's most confident right and wrong answer for each class."""
+    rows = material.scores["examples"]
+    mine = rows[rows["experiment"] == experiment]
+    return mine.drop_duplicates(["label", "kind"]).to_dict("records")
+
+
 def _examples(material: Material, experiment: str) -> dict[str, dict[str, Example]]:
-    listed = material.scores["examples"]
-    listed = listed[listed["experiment"] == experiment].drop_duplicates(["label", "kind"])
     predictions = material.predictions(experiment)
     store = material.store
     examples: dict[str, dict[str, Example]] = {}
-    for row in listed.to_dict("records"):
+    for row in example_rows(material, experiment):
         k = int(store.index_of([row["scan_id"]])[0])
         change = int(store.change_line[k])
         examples.setdefault(row["label"], {})[row["kind"]] = Example(

@@ -35,6 +35,8 @@ from scanbench.tipstate.readers import RawScan, ReadOptions, read
 
 #: File of a recording: what came in, one item a line.
 RECORDING = "received.jsonl"
+#: Beside it: what a monitor said, one event a line.
+EVENTS = "events.jsonl"
 #: Lines that a scan may have, and pixels of each.
 LONGEST = WIDEST = 2**16
 #: Seconds that a controller may take for an answer, unless less is asked for.
@@ -92,6 +94,7 @@ def _frame(path: Path, options: ReadOptions, wanted: str | None) -> Frame:
         unit=scan.unit,
         width_m=scan.width_m,
         height_m=scan.height_m,
+        slow_direction=scan.slow_direction,
     )
     return Frame(info, scan.heights_LP)
 
@@ -551,6 +554,8 @@ def _check_types(item: ScanInfo | Fault) -> None:
             raise TypeError(f"{name}: {value!r} is no {allowed[0].__name__}")
         if number and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: {value!r} is no length")
+    if isinstance(item, ScanInfo) and item.slow_direction not in ("up", "down"):
+        raise ValueError(f"slow_direction: {item.slow_direction!r} is neither up nor down")
 
 
 def open_source(

@@ -24,11 +24,13 @@ from scanbench.predictions import class_columns
 from scanbench.runs import load_run
 from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo, begun
 from scanbench.tipstate.figures import Example, Picture, scan_answer
-from scanbench.tipstate.line_sources import RECORDING, Waiting, open_source, to_json
+from scanbench.tipstate.line_sources import EVENTS, RECORDING, Waiting, open_source, to_json
 from scanbench.tipstate.readers import ReadOptions
 
 #: Classes of this study's data sets that end a scan, unless options say otherwise.
 BAD = ("defect", "Tip Change", "Bad/Blurry")
+#: Keys of a line's event that are no column of `lines.csv`.
+NO_COLUMN = ("event", "p", "attention")
 STYLES = {"go on": "bold green", "stop": "bold white on red", "recondition": "bold black on yellow"}
 
 
@@ -60,8 +62,8 @@ def stream(
     view
         Show the newest answer on the terminal (stderr), too.
     record
-        Folder for `received.jsonl` (from which the stream can be replayed), `lines.csv` and a
-        figure of each scan.
+        Folder for `received.jsonl` (from which the stream can be replayed), `events.jsonl` (what
+        was printed), `lines.csv` and a figure of each scan.
     scan
         Which scan of a file.
     lines, pixels
@@ -159,6 +161,7 @@ class Recorder:
         if not self.scans:
             return
         self.file.close()
+        self.events.close()
         self._draw()
         with replacing(self.folder / "lines.csv") as part:
             frame = pd.DataFrame(self.rows)
@@ -171,6 +174,7 @@ class Recorder:
                 if not self.scans:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     self.file = (self.folder / RECORDING).open("w", encoding="utf-8")
+                    self.events = (self.folder / EVENTS).open("w", encoding="utf-8")
                 self._draw()
                 self.scans += 1
             self.file.write(to_json(item) + "\n")
@@ -178,13 +182,16 @@ class Recorder:
             yield item
 
     def note(self, event: Event) -> None:
-        """Keep a line's event as a row of `lines.csv`."""
+        """Write an event down, and keep that of a line as a row of `lines.csv`."""
+        self.events.write(json.dumps(event) + "\n")
+        self.events.flush()
         if event["event"] != "line":
             return
         p = event["p"] or dict.fromkeys(self.monitor.run.classes)
         columns = class_columns(list(self.monitor.run.classes))
         row = {"scan": self.scans, **event, **dict(zip(columns, p.values(), strict=True))}
-        self.rows.append({key: value for key, value in row.items() if key not in ("event", "p")})
+        kept = {key: value for key, value in row.items() if key not in NO_COLUMN}
+        self.rows.append(kept)
 
     def _draw(self) -> None:
         """Draw the scan that is over, if there was an answer about it."""

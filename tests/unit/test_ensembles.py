@@ -1,0 +1,128 @@
+"""An ensemble answers whenever a member does, by the newest answers of all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanbench.ensembles import combine, pooled
+from scanbench.errors import UserError
+from scanbench.predictions import check_table
+
+CLASSES = ["a", "b", "c"]
+P = [f"p_{name}" for name in CLASSES]
+
+
+def table(answers: dict[tuple[str, int], dict[int, list[float]]]) -> pd.DataFrame:
+    """Give predictions from (scan, first line) → lines seen → probabilities."""
+    rows = [
+        [scan, f"session of {scan}", 1, 2, 3, first, seen, seen == max(times), *p]
+        for (scan, first), times in answers.items()
+        for seen, p in times.items()
+    ]
+    columns = ["scan_id", "group", "label", "fold", "seed", "first_line", "lines_seen", "final", *P]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(P, np.float32))
+
+
+def simplex(rng: np.random.Generator) -> list[float]:
+    return list(rng.dirichlet(np.ones(3)))
+
+
+def drawn(times: list[int], seed: int, scans: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return table({(f"scan{k}", 0): {t: simplex(rng) for t in times} for k in range(scans)})
+
+
+TIMES = st.lists(st.integers(1, 40), min_size=1, max_size=6, unique=True).map(sorted)
+
+
+@given(times=TIMES, seed=st.integers(0, 99))
+def test_an_ensemble_of_twins_is_one_of_them(times: list[int], seed: int) -> None:
+    twin = drawn(times, seed)
+    found = pooled({"one": twin, "other": twin})
+    check_table(found, CLASSES, "ensemble")
+    pd.testing.assert_frame_equal(found, twin, rtol=1e-5)
+
+
+@given(one=TIMES, other=TIMES, seed=st.integers(0, 99))
+def test_the_order_of_members_does_not_matter(one: list[int], other: list[int], seed: int) -> None:
+    members = {"one": drawn(one, seed), "other": drawn(other, seed + 1)}
+    found = pooled(members)
+    check_table(found, CLASSES, "ensemble")
+    pd.testing.assert_frame_equal(found, pooled(dict(reversed(members.items()))))
+    assert sorted(set(found["lines_seen"])) == sorted({*one, *other})
+
+
+@given(one=TIMES, other=TIMES, seed=st.integers(0, 99), cut=st.integers(1, 40))
+def test_no_answer_looks_at_a_later_one(
+    one: list[int], other: list[int], seed: int, cut: int
+) -> None:
+    members = {"one": drawn(one, seed), "other": drawn(other, seed + 1)}
+    early = {name: frame[frame["lines_seen"] <= cut] for name, frame in members.items()}
+    whole = pooled(members)
+    if any(frame.empty for frame in early.values()):
+        return
+    part = pooled(early)
+    pd.testing.assert_frame_equal(
+        part[[*P, "lines_seen"]],
+        whole[whole["lines_seen"] <= cut][[*P, "lines_seen"]].reset_index(drop=True),
+    )
+
+
+def test_the_geometric_mean_of_the_newest_answers() -> None:
+    one = table({("x", 0): {10: [0.2, 0.3, 0.5], 20: [0.8, 0.1, 0.1]}})
+    other = table({("x", 0): {15: [0.2, 0.4, 0.4]}})
+    found = pooled({"one": one, "other": other}).set_index("lines_seen")
+    mean = np.sqrt([0.2 * 0.2, 0.3 * 0.4, 0.5 * 0.4])
+    np.testing.assert_allclose(found.loc[10, P].astype(float), [0.2, 0.3, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(found.loc[15, P].astype(float), mean / mean.sum(), rtol=1e-6)
+    mean = np.sqrt([0.8 * 0.2, 0.1 * 0.4, 0.1 * 0.4])
+    np.testing.assert_allclose(found.loc[20, P].astype(float), mean / mean.sum(), rtol=1e-6)
+    assert found["final"].tolist() == [False, False, True]
+
+
+def test_a_partial_scan_has_one_last_answer_of_all() -> None:
+    """One member answers when the scan breaks off, the other had answered two lines before."""
+    one, other = (table({("x", 0): {n: [0.2, 0.3, 0.5]}}) for n in (58, 60))
+    found = pooled({"one": one, "other": other})
+    assert found.loc[found["final"], "lines_seen"].tolist() == [60]
+
+
+def test_a_probability_of_zero_stays_finite() -> None:
+    one = table({("x", 0): {10: [0.0, 0.0, 1.0]}})
+    other = table({("x", 0): {10: [1.0, 0.0, 0.0]}})
+    check_table(pooled({"one": one, "other": other}), CLASSES, "ensemble")
+
+
+def test_members_with_other_samples_are_refused() -> None:
+    whole = table({("x", 0): {10: [0.2, 0.3, 0.5]}})
+    windows = table({("x", 0): {5: [0.2, 0.3, 0.5]}, ("x", 5): {10: [0.2, 0.3, 0.5]}})
+    with pytest.raises(UserError, match="answer about different samples of a scan"):
+        pooled({"whole": whole, "windows": windows})
+
+
+def test_members_with_other_classes_are_refused() -> None:
+    whole = table({("x", 0): {10: [0.2, 0.3, 0.5]}})
+    with pytest.raises(UserError, match="'other' has other classes than 'one'"):
+        pooled({"one": whole, "other": whole.rename(columns={"p_c": "p_d"})})
+
+
+def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    members = {}
+    for k, name in enumerate(("one", "other")):
+        members[name] = tmp_path / f"{name}.parquet"
+        drawn([10, 20], k).to_parquet(members[name])
+    written = []
+    for run in ("first", "second"):
+        out = tmp_path / run / "predictions.parquet"
+        combine({"name": "both", "fold": 2, "seed": 3}, members, CLASSES, out)
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    record = json.loads((tmp_path / "second/predict.json").read_text())
+    assert set(record["inputs"]) == {"one", "other"}
