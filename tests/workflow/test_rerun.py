@@ -79,6 +79,14 @@ CHANGES = {
         {"experiments": {"lrcn-w20": {"search": {"options.hidden": [8, 16]}}}},
         set(),
     ),
+    # Its members are there already: their tables are put together, nothing is trained.
+    "ensemble": (
+        {
+            "ensembles": {"both": ["lrcn-w20", "causal-full"]},
+            "comparisons": {"simulated": {"experiments": [*EXPERIMENTS, "both"]}},
+        },
+        {("combine", RUN.format("both", 0))} | SCORES | RENDER,
+    ),
     # The teacher is trained first, on the same fold and seed; nobody asks for its predictions.
     "teacher": (
         {"experiments": {"causal-full": {"teacher": {"experiment": "cnn-scan"}}}},
