@@ -54,6 +54,8 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
             experiment["search"] = _search(filled, schema, name)
     _check_classes(filled)
     _check_references(filled)
+    if filled["tuning"]["trials"]:
+        _check_own_values(config, filled)
     _check_curves(filled)
     _check_starts(filled)
     _check_explanations(filled)
@@ -96,9 +98,30 @@ def _with_bases(config: Mapping[str, Any]) -> Mapping[str, Any]:
             circle = " → ".join((*chain[chain.index(base) :], base))
             raise UserError(f"{where}: a circle ({circle}); let one of them stand on its own")
         own = {key: value for key, value in experiment.items() if key != "base"}
-        return _over(whole(base, chain), own)
+        merged = _over(whole(base, chain), own)
+        if "search" in own:  # another search, or none, not one more key of the base's
+            merged["search"] = own["search"]
+        return merged
 
     return {**config, "experiments": {name: whole(name, ()) for name in experiments}}
+
+
+def _check_own_values(config: Mapping[str, Any], resolved: Config) -> None:
+    """Refuse a search over a value that the experiment itself sets: its name would be a lie."""
+    compared = {
+        run["experiment"]
+        for comparison in plan.compared(resolved)
+        for run in plan.trained(resolved, comparison)
+    }
+    for name in sorted(compared):
+        given = config["experiments"][name]
+        for key in resolved["experiments"][name].get("search", {}):
+            part, _, option = key.partition(".")
+            if option in (given.get(part) or {}) and "search" not in given:
+                raise UserError(
+                    f"config: experiments.{name}: sets {key} itself, and has a search over it from "
+                    "its base; give it a `search` without that key, or `search: {}`"
+                )
 
 
 def _over(below: Any, above: Any) -> Any:
@@ -223,8 +246,17 @@ def _search(config: Config, schema: Schema, name: str) -> dict[str, list[Any]]:
                 f"{where}: a search changes keys of {', '.join(tuning.PARTS)}; write "
                 "training.learning_rate, for one"
             )
-        if part == "training" and option in tuning.FIXED:
-            raise UserError(f"{where}: {option} is no setting to choose; leave it out")
+        chosen_by = experiment["training"]["monitor"]
+        if part == "training" and (
+            option in tuning.FIXED
+            or (option in tuning.OF_THE_LOSS and chosen_by == "val_loss")
+            or (option == "epochs" and config["tuning"]["epochs"] is not None)
+        ):
+            why = {
+                "epochs": "tuning.epochs sets it for every trial",
+                **dict.fromkeys(tuning.OF_THE_LOSS, f"{chosen_by}, which chooses, changes with it"),
+            }.get(option, "it is no setting to choose")
+            raise UserError(f"{where}: {why}; leave it out")
         changed = [{**experiment[part], option: value} for value in values]
         if part == "options":
             tried = [_options(config["study"], {**experiment, part: c}, at[:2]) for c in changed]
@@ -449,30 +481,30 @@ def _check_effort(config: Config, comparison: str) -> None:
             f"config: comparisons.{comparison}: {without[0]!r} has no search, but others have: "
             "give it one, or `search: {}` if it has nothing to tune"
         )
+    for name in names:
+        experiment = config["experiments"][name]
+        if experiment.get("search") and experiment["training"]["fraction"] < 1:
+            raise UserError(
+                f"config: experiments.{name}.search: trials would see labels beyond the share of "
+                "training.fraction that a run knows; give it `search: {}`"
+            )
 
 
 def _check_tip_changes(config: Config, name: str) -> None:
     """Check what tip changes are looked for in, and with."""
     wanted, where = config["tip_changes"][name], f"config: tip_changes.{name}"
-    if name in config["comparisons"] or name in config["side_by_side"]:
-        raise UserError(f"{where}: a comparison has this name; give it another")
-    for key, table in (("dataset", "datasets"), ("split", "splits")):
-        if wanted[key] not in config[table]:
-            hint = did_you_mean(wanted[key], config[table])
-            raise UserError(f"{where}.{key}: no {key} {wanted[key]!r}; {hint}")
-    if config["splits"][wanted["split"]]["scheme"] not in ("kfold", "fixed"):
-        raise UserError(
-            f"{where}.split: {wanted['split']!r} has scans of one group on both sides; take one "
-            "that holds whole groups out (kfold, fixed)"
-        )
-    for experiment in wanted["experiments"]:
-        if experiment not in config["experiments"]:
-            hint = did_you_mean(experiment, config["experiments"])
-            raise UserError(f"{where}.experiments: no experiment {experiment!r}; {hint}")
-        if config["experiments"][experiment]["window"]:
+    _check_data(config, wanted, where)
+    _check_held_out(config, wanted["split"], f"{where}.split")
+    for name in wanted["experiments"]:
+        experiment = _experiment(config, name, f"{where}.experiments")
+        if experiment["window"] or experiment["normalisation"] == "scan":
             raise UserError(
-                f"{where}.experiments: {experiment!r} looks at windows; take experiments that "
-                "answer line by line about a whole scan"
+                f"{where}.experiments: {name!r} is of windows, or normalised by lines not yet "
+                "measured; take experiments that answer line by line about a whole scan"
+            )
+        if experiment["withhold"]:
+            raise UserError(
+                f"{where}.experiments: {name!r} withholds classes; compare it in `anomalies`"
             )
     for found in wanted["bad"]:
         if found not in plan.classes(config, wanted["dataset"]):
@@ -514,6 +546,11 @@ def _check_starts(config: Config) -> None:
                         "start, and there is none; give `start`, or leave it out"
                     )
             continue
+        if config["experiments"].get(start["experiment"], {}).get("withhold"):
+            raise UserError(
+                f"{where}: {start['experiment']!r} withholds classes, and its weights serve "
+                "`anomalies` alone; start from one that has learned them all"
+            )
         for key in ("experiment", "dataset", "split"):
             if start[key] is not None and start[key] not in config[f"{key}s"]:
                 hint = did_you_mean(start[key], config[f"{key}s"])
@@ -530,6 +567,9 @@ def _check_starts(config: Config) -> None:
     for name in config["comparisons"]:
         for run in plan.trained(config, name):
             _check_foundations(config, run, sizes=name in wanted)
+    for name in config["comparisons"]:
+        for run in plan.trained(config, name):
+            _check_shares(config, run)
 
 
 def _check_teachers(config: Config) -> None:
@@ -546,6 +586,12 @@ def _check_teachers(config: Config) -> None:
         for who in (name, taught_by):
             if experiments[who]["window"]:
                 raise UserError(f"{where}: {who!r} is of windows; both must see whole scans")
+            if experiments[who]["withhold"]:
+                raise UserError(
+                    f"{where}: {who!r} withholds classes; teacher and student must know the same"
+                )
+        if experiment["training"]["epochs"] == 0:
+            raise UserError(f"{where}: training.epochs is 0, so that nothing is learned from it")
         if teacher["answers"] == "all" and experiment["augmentation"]["flip_slow"]:
             raise UserError(
                 f"{where}.answers: 'all' is of scans as measured, and augmentation.flip_slow "
@@ -565,6 +611,11 @@ def _check_deployments(config: Config) -> None:
     """Check that each deployment is of an experiment of its comparison, on whole scans."""
     for name, own in config["deployments"].items():
         where = f"config: deployments.{name}"
+        if own["experiment"] in config["ensembles"]:
+            raise UserError(
+                f"{where}.experiment: {own['experiment']!r} is an ensemble; deploy one of its "
+                "members"
+            )
         if own["comparison"] not in config["comparisons"]:
             hint = did_you_mean(own["comparison"], config["comparisons"])
             raise UserError(f"{where}.comparison: no comparison {own['comparison']!r}; {hint}")
@@ -580,6 +631,19 @@ def _check_deployments(config: Config) -> None:
             raise UserError(
                 f"{where}.experiment: {own['experiment']!r} is of windows, or normalised by lines "
                 "not yet measured; deploy one on whole scans with normalisation: line"
+            )
+
+
+def _check_shares(config: Config, run: Config) -> None:
+    """Refuse a run on few labels that rests on one that knows more labels of the same data."""
+    share = config["experiments"][run["experiment"]]["training"]["fraction"]
+    for found in plan.below(config, run):
+        known = config["experiments"][found["experiment"]]["training"]["fraction"]
+        if found["dataset"] == run["dataset"] and known > share:
+            raise UserError(
+                f"config: experiments.{run['experiment']}: rests on {found['experiment']!r}, which "
+                f"knows {known:g} of the labels of {run['dataset']!r}, and is to know {share:g} "
+                "itself; give both the same training.fraction"
             )
 
 

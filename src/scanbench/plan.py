@@ -484,7 +484,7 @@ def protocols_spec(config: Config, name: str) -> str:
                 "comparison": comparison,
                 "split": given["split"],
                 "scheme": config["splits"][given["split"]]["scheme"],
-                "data": data_note(config, comparison),
+                "data": _source(config, config["comparisons"][comparison]["dataset"])["data"],
             }
         )
     first = config["comparisons"][wanted["comparisons"][0]]
@@ -543,16 +543,9 @@ def curves_spec(config: Config, name: str) -> str:
             "baseline": comparison["baseline"],
             "metrics": config["evaluation"]["metrics"],
             "confidence": config["evaluation"]["confidence"],
-            "data": data_note(config, wanted["comparison"]),
+            "data": _source(config, config["comparisons"][wanted["comparison"]]["dataset"])["data"],
         }
     )
-
-
-def data_note(config: Config, comparison: str) -> str:
-    """Return what data a comparison is of, to stand under a figure: simulated, if they are."""
-    dataset = config["datasets"][config["comparisons"][comparison]["dataset"]]
-    kind = "Simulated data" if dataset["source"] == "simulate" else "Data"
-    return ". ".join(filter(None, [f"{kind}: {dataset['title']}", dataset["attribution"]]))
 
 
 def realism_spec(config: Config, name: str) -> str:

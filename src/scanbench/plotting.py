@@ -582,11 +582,10 @@ def by_lines(
     for axes in _lowest(grid[: len(running)], columns):
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("Scan lines seen")
-    handles = [Line2D([], [], color="black", linestyle=line) for line in kinds.values()]
-    grid[0].legend(
-        handles, [METRIC_NAMES[metric] for metric in kinds], fontsize=6, loc="upper left",
-        borderaxespad=0.1,
-    )  # fmt: skip
+    drawn = zip(("Solid", "dashed"), (METRIC_NAMES[metric] for metric in kinds), strict=False)
+    rest[0].suptitle(
+        "; ".join(f"{line}: {metric}" for line, metric in drawn), x=0.01, ha="left", fontsize=7
+    )
     return figure
 
 
@@ -973,7 +972,7 @@ def trade_offs(
     time.set_xlabel("Scan time saved (% of all scans' lines)")
     if wanted:
         less, more = f"{100 * wanted[0]:g} %", " and ".join(f"{100 * g:g} %" for g in wanted[1:])
-        told = f"Wrong stops wanted: {less} (open)" + (f", {more} (filled)" if more else "")
+        told = f"Wrong stops wanted:\n{less} (open)" + (f", {more} (filled)" if more else "")
         time.set_title(told, loc="left")
     _experiment_legend(figure, shown, styles, markers=True)
     return figure

@@ -2,7 +2,8 @@
 
 `policy.json` stands beside the tables of a comparison (docs/formats.md). It holds, for each
 experiment and each wanted share of wrong stops, what came of the rules on scans that had no say in
-them, and the rule of each run: the one that was chosen without the scans that the run was tried on.
+them, and the rule of each run: the one that was chosen without the scans that the run was tried on,
+or with a single fold, on these very scans.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def _read(
         alone = [run for (run, *others) in trained if not others]
         histories[name] = [run.history for run in alone]
         searches[name] = [run.search for run in alone]
-        spent = [pd.DataFrame([part.costs for part in parts]).sum(min_count=1) for parts in trained]
+        spent = [_together([part.costs for part in parts]) for parts in trained]
         costs.append({"experiment": name, **pd.DataFrame(spent).mean()})
     return Material(
         spec=spec,
@@ -305,6 +305,12 @@ def _trained(run: Path) -> _Trained:
         },
         search=model.get("tuning"),
     )
+
+
+def _together(costs: Sequence[Mapping[str, float]]) -> pd.Series:
+    """Return what members cost together: sums, but for memory, as they run one after another."""
+    each = pd.DataFrame(costs)
+    return each.sum(min_count=1).where(each.columns != "peak_memory_mb", each.max())
 
 
 def _of_member(run: Path, member: str) -> Path:

@@ -265,7 +265,9 @@ def cost_table(costs: pd.DataFrame) -> ResultTable:
     return ResultTable(
         name="costs",
         title="What each experiment costs. A sample is what a model sees at once: a scan, or a "
-        "window of one. Operations are those of its matrix products, convolutions and attention.",
+        "window of one. Operations are those of its matrix products, convolutions and attention. "
+        "An ensemble costs what its members do; what a run starts from or is taught by is not "
+        "counted.",
         raw=costs,
         shown=_shown(shown),
     )

@@ -26,9 +26,14 @@ PARTS = ("training", "options", "augmentation")
 
 #: Keys of `training` that no search may change: what is chosen by, and how it is computed.
 FIXED = frozenset(
-    {"monitor", "precision", "devices", "num_threads", "resume", "tensorboard", "max_scans"}
-    | {"fraction"}
+    {
+        *("monitor", "precision", "devices", "num_threads", "resume", "tensorboard"),
+        *("max_scans", "fraction", "frozen"),
+    }
 )
+
+#: Keys of `training` that change what a loss means, so that losses under them do not compare.
+OF_THE_LOSS = frozenset({"label_smoothing", "answers", "class_weights"})
 
 #: Provenance of `choose`, beside the file with the chosen setting.
 RECORD = "choose.json"

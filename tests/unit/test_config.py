@@ -654,7 +654,12 @@ def test_a_search_changes_no_options_of_what_starts_and_tries_nothing_where_noth
     None
 ):
     search: dict[str, list[float]] = {"training.learning_rate": [1.0e-3, 1.0e-4]}
-    config = asked(experiments={"cnn-scan": {"search": search}})
+    few = {
+        f"{name}-{share}": {"search": {}}
+        for name in ("cnn-scan", "cnn-tuned")
+        for share in ("0.01", "0.05", "0.2")
+    }
+    config = asked(experiments={"cnn-scan": {"search": search}, **few})
     config |= {"targets": ["labels"], "tuning": {"trials": 2}}
     resolved = resolve(config, SCHEMA)
     run = {"dataset": "h-si100", "split": "sessions", "fold": 0, "seed": 0}
@@ -664,6 +669,47 @@ def test_a_search_changes_no_options_of_what_starts_and_tries_nothing_where_noth
     with pytest.raises(
         UserError, match=r"search: 'cnn-tuned-0\.01' starts from 'cnn-scan' and must"
     ):
+        resolve(config, SCHEMA)
+
+
+def test_few_labels_are_not_tuned_on_more() -> None:
+    search = {"training.learning_rate": [1.0e-3, 1.0e-4]}
+    config = asked(experiments={"cnn-scan": {"search": search}})
+    config |= {"targets": ["labels"], "tuning": {"trials": 2}}
+    with pytest.raises(UserError, match=r"cnn-scan-0\.01\.search: trials would see labels beyond"):
+        resolve(config, SCHEMA)
+
+
+def test_few_labels_do_not_rest_on_more_of_the_same_data() -> None:
+    few = {"cnn-scan-0.05": {"start": {"experiment": "cnn-scan"}}}
+    with pytest.raises(
+        UserError, match=r"cnn-scan-0\.05: rests on 'cnn-scan', which knows 1 of the labels"
+    ):
+        resolve(asked(experiments=few), SCHEMA)
+
+
+def test_a_value_that_an_experiment_sets_is_not_searched() -> None:
+    """Else the row of an ablation would have another value than its name says."""
+    search = {"training.learning_rate": [1.0e-3, 1.0e-4]}
+    config = copy.deepcopy(CONFIG)
+    config["experiments"]["vit"]["search"] = search
+    config["experiments"]["slow"] = {"base": "vit", "training": {"learning_rate": 1.0e-5}}
+    config["comparisons"]["one"] = {
+        **config["comparisons"]["architectures"],
+        "experiments": ["vit", "slow"],
+    }
+    config |= {"targets": ["one"], "tuning": {"trials": 2}}
+    with pytest.raises(UserError, match=r"experiments\.slow: sets training\.learning_rate itself"):
+        resolve(config, SCHEMA)
+    config["experiments"]["slow"]["search"] = {}
+    assert resolve(config, SCHEMA)["experiments"]["slow"]["search"] == {}
+
+
+def test_an_ensemble_is_not_deployed() -> None:
+    config = copy.deepcopy(CONFIG)
+    own = {"comparison": "pretrained", "experiment": "efficientnet-both"}
+    config["deployments"]["both"] = own
+    with pytest.raises(UserError, match=r"deployments\.both\.experiment: .* is an ensemble"):
         resolve(config, SCHEMA)
 
 

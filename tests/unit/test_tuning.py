@@ -122,7 +122,7 @@ RATES = {"training.learning_rate": [1, 0.1, 0.01]}
         ({"learning_rate": [1.0]}, "search.learning_rate: a search changes keys of training"),
         ({"training.learning_rates": [1.0]}, "training.learning_rates: unknown key"),
         ({"training.learning_rate": [-1.0]}, "training.learning_rate: -1.0 is less than"),
-        ({"training.monitor": ["val_loss"]}, "monitor is no setting to choose"),
+        ({"training.monitor": ["val_loss"]}, "it is no setting to choose"),
         ({"options.layer": [1, 2]}, "options.layer: unknown key"),
         ({"options.layers": [2]}, "1 settings are fewer than the 2 of tuning.trials"),
     ],

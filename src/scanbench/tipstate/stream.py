@@ -135,6 +135,7 @@ def monitor_options(
     if policy is None:
         bad = [name for name in BAD if name in trained.classes]
         return MonitorOptions.of({"stop": bad, **spec}, trained.classes)
+    MonitorOptions.of(spec, trained.classes)  # so that what follows can rely on its kinds
     path, limit = split_limit(policy)
     given = monitor_spec(path, limit, run, trained.meta)
     for key in ("threshold", "patience", "first_line"):

@@ -155,6 +155,10 @@ def pelt_scores(s_LK: Floats, penalties: Sequence[float]) -> Floats:
 # Alarms
 
 
+#: Line of change of a scan of which nobody knows whether the tip changed; −1 is "it did not".
+UNKNOWN = -2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watched:
     """Scans with the scores of one detector.
@@ -164,7 +168,7 @@ class Watched:
     score_NL
         NaN where there is none.
     change_N
-        Line of the known change; −1: there is none.
+        Line of the known change; −1: there is none; `UNKNOWN`: the scan takes no part.
     """
 
     score_NL: Floats
@@ -215,11 +219,12 @@ class Counts:
     @classmethod
     def of(cls, watched: Watched, threshold: float, tolerance: int) -> Counts:
         """Count the alarms at a threshold."""
-        alarm_NL = alarms(watched.score_NL, threshold)
+        known_N1 = watched.change_N[:, None] != UNKNOWN
+        alarm_NL = alarms(watched.score_NL, threshold) & known_N1
         line_L = np.arange(alarm_NL.shape[1])
         changed_N = watched.change_N >= 0
         change_N1 = np.where(changed_N, watched.change_N, line_L[-1] + 1 + tolerance)[:, None]
-        early_NL = line_L < change_N1 - tolerance
+        early_NL = known_N1 & (line_L < change_N1 - tolerance)
         near_NL = np.abs(line_L - change_N1) <= tolerance
         late_NL = alarm_NL & ~early_NL
         found_N = late_NL.any(axis=1) & changed_N

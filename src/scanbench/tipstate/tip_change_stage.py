@@ -351,6 +351,9 @@ def _detection(
 ) -> pd.DataFrame:
     """Judge alarms against the known lines of change, at thresholds chosen on validation scans."""
     change_N = data.change_line.astype(np.int64)
+    # A bad scan without a known line may have changed to and fro: its alarms prove nothing.
+    bad_N = np.isin(data.label, [data.classes.index(name) for name in spec["bad"]])
+    change_N[bad_N & (change_N < 0)] = tip_change.UNKNOWN
     changed_N = change_N[units.tested] >= 0
     if not changed_N.any() or changed_N.all():
         raise UserError(
