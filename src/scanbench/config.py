@@ -427,6 +427,11 @@ def _check_anomalies(config: Config) -> None:
                     f"{where}.experiments: {experiment!r} starts from a run that may have seen "
                     f"{', '.join(withheld)}; leave out `start` or `withhold`"
                 )
+            if config["experiments"][experiment]["teacher"] is not None:
+                raise UserError(
+                    f"config: experiments.{experiment}.teacher: a teacher names the classes that "
+                    "are withheld; leave it out (`teacher: null`)"
+                )
             if set(withheld) != set(first):
                 raise UserError(
                     f"{where}.experiments: {experiment!r} withholds {', '.join(withheld)}, but "
@@ -586,10 +591,6 @@ def _check_teachers(config: Config) -> None:
         for who in (name, taught_by):
             if experiments[who]["window"]:
                 raise UserError(f"{where}: {who!r} is of windows; both must see whole scans")
-            if experiments[who]["withhold"]:
-                raise UserError(
-                    f"{where}: {who!r} withholds classes; teacher and student must know the same"
-                )
         if experiment["training"]["epochs"] == 0:
             raise UserError(f"{where}: training.epochs is 0, so that nothing is learned from it")
         if teacher["answers"] == "all" and experiment["augmentation"]["flip_slow"]:

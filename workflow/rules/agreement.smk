@@ -8,7 +8,7 @@ rule predict_unlabelled:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         code=code("scanbench.prediction"),
-        model_code=model_code,
+        model_code=model_code("scanbench.prediction"),
     output:
         predictions=of_run("unlabelled.parquet"),
         provenance=of_run("unlabelled.json"),
@@ -17,7 +17,7 @@ rule predict_unlabelled:
     benchmark:
         of_run("predict_unlabelled.tsv", below="results/benchmarks")
     wildcard_constraints:
-        experiment=one_of(config["experiments"]),
+        experiment=none_of(config["ensembles"]),
     conda:
         "../../envs/scanbench.yaml"
     resources:

@@ -8,7 +8,7 @@ rule anomaly_scores:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         code=code(f"scanbench.{config['study']}.anomaly"),
-        model_code=model_code,
+        model_code=model_code(f"scanbench.{config['study']}.anomaly"),
     output:
         scores=of_run("anomaly.parquet"),
         provenance=of_run("anomaly.json"),

@@ -29,10 +29,18 @@ def code(*modules):
     return [os.path.relpath(path) for path in sources.closure(*modules)]
 
 
-def model_code(wildcards):
-    """List the sources of an experiment's model."""
-    name = config["experiments"][wildcards.experiment]["model"].replace("-", "_")
-    return code(f"scanbench.{config['study']}.models.{name}")
+def model_code(stage):
+    """Give a function that lists the sources of an experiment's model, but for those of a stage.
+
+    Each file that a job lists makes planning slower.
+    """
+
+    def listed(wildcards):
+        model = config["experiments"][wildcards.experiment]["model"]
+        name = f"scanbench.{config['study']}.models.{model.replace('-', '_')}"
+        return [path for path in code(name) if path not in code(stage)]
+
+    return listed
 
 
 def if_there(path):
@@ -228,7 +236,7 @@ def histories(wildcards):
     return [
         f"results/{plan.RUN.format(**run)}/{name}"
         for run in plan.trained(config, wildcards.comparison)
-        for name in ("history.csv", "model.json", "train.json", "predict.json")
+        for name in ("history.csv", "model.json", "train.json")
     ]
 
 
@@ -408,6 +416,11 @@ def datasets_from(source):
     return one_of(
         name for name, item in config["datasets"].items() if item["source"] == source
     )
+
+
+def none_of(names):
+    """Give a pattern for any name in a path but these."""
+    return f"(?!(?:{one_of(names)})/)[^/]+"
 
 
 def one_of(names):

@@ -6,7 +6,7 @@ rule export:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         code=code("scanbench.export"),
-        model_code=model_code,
+        model_code=model_code("scanbench.export"),
     output:
         step=of_run("onnx/{form}.onnx"),
         card=of_run("onnx/{form}.md"),
@@ -31,7 +31,7 @@ rule predict_exported:
         model=of_run("model.json"),
         step=of_run("onnx/{form}.onnx"),
         code=code("scanbench.exported"),
-        model_code=model_code,
+        model_code=model_code("scanbench.exported"),
     output:
         predictions=of_run("onnx/{form}.parquet"),
         provenance=of_run("onnx/{form}.json"),

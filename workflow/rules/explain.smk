@@ -8,7 +8,7 @@ rule attribute:
         weights=explained_run("weights.safetensors"),
         model=explained_run("model.json"),
         code=code(f"scanbench.{config['study']}.explanation"),
-        model_code=model_code,
+        model_code=model_code(f"scanbench.{config['study']}.explanation"),
     output:
         directory(
             "results/explanations/{explanation}/attributions/{experiment}/fold{fold}-seed{seed}"

@@ -8,7 +8,7 @@ rule predict:
         weights=of_run("weights.safetensors"),
         model=of_run("model.json"),
         code=code("scanbench.prediction"),
-        model_code=model_code,
+        model_code=model_code("scanbench.prediction"),
     output:
         predictions=of_run("predictions.parquet"),
         provenance=of_run("predict.json"),
@@ -17,7 +17,7 @@ rule predict:
     benchmark:
         of_run("predict.tsv", below="results/benchmarks")
     wildcard_constraints:
-        experiment=one_of(config["experiments"]),
+        experiment=none_of(config["ensembles"]),
     conda:
         "../../envs/scanbench.yaml"
     resources:

@@ -8,7 +8,7 @@ rule tip_change_scores:
         weights=tip_change_run("weights.safetensors"),
         model=tip_change_run("model.json"),
         code=code(f"scanbench.{config['study']}.tip_change_stage"),
-        model_code=model_code,
+        model_code=model_code(f"scanbench.{config['study']}.tip_change_stage"),
     output:
         scores="results/tip-changes/{tip_change}/scores/{experiment}/fold{fold}-seed{seed}.parquet",
         provenance="results/tip-changes/{tip_change}/scores/{experiment}/fold{fold}-seed{seed}.json",

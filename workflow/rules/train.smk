@@ -7,7 +7,7 @@ rule train:
         split="results/data/{dataset}/splits/{split}.json",
         foundations=foundations,
         code=code("scanbench.training"),
-        model_code=model_code,
+        model_code=model_code("scanbench.training"),
         chosen=chosen,
     output:
         weights=of_run("weights.safetensors"),
@@ -20,7 +20,7 @@ rule train:
     benchmark:
         of_run("train.tsv", below="results/benchmarks")
     wildcard_constraints:
-        experiment=one_of(config["experiments"]),
+        experiment=none_of(config["ensembles"]),
     conda:
         "../../envs/scanbench.yaml"
     threads: lambda wildcards: plan.threads(config, wildcards)

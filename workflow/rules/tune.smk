@@ -7,7 +7,7 @@ use rule train as trial with:
         split="results/data/{dataset}/splits/{split}.json",
         foundations=lambda wildcards: foundations(of_trial(wildcards)),
         code=code("scanbench.training"),
-        model_code=model_code,
+        model_code=model_code("scanbench.training"),
     output:
         weights=temp(of_search("trial{trial}/weights.safetensors")),
         model=of_search("trial{trial}/model.json"),
