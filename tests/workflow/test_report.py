@@ -16,7 +16,7 @@ from conftest import ROOT, Project
 pytestmark = pytest.mark.workflow
 
 RULES = ("simulate", "ingest", "convert", "split", "train", "predict", "evaluate", "render")
-BESIDE = "anomaly attributions curves explanation protocols realism tip_change".split()
+BESIDE = ["anomaly", "attributions", "curves", "explanation", "protocols", "realism", "tip_change"]
 FIGURES = sorted(
     path.stem
     for path in (ROOT / "workflow/report").glob("*.rst")
