@@ -313,8 +313,9 @@ def explained_scans(wildcards):
 def attributions(wildcards):
     """List the attributions that an explanation needs."""
     return [
-        f"results/explanations/{wildcards.explanation}/attributions/{run['experiment']}"
-        f"/fold{run['fold']}-seed{run['seed']}"
+        "results/explanations/{}/attributions/{experiment}/fold{fold}-seed{seed}".format(
+            wildcards.explanation, **run
+        )
         for run in plan.explained_runs(config, wildcards.explanation)
     ]
 
