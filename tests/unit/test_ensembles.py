@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanbench.ensembles import combine, pooled
@@ -42,6 +42,7 @@ def drawn(times: list[int], seed: int, scans: int = 3) -> pd.DataFrame:
 TIMES = st.lists(st.integers(1, 40), min_size=1, max_size=6, unique=True).map(sorted)
 
 
+@settings(max_examples=25)
 @given(times=TIMES, seed=st.integers(0, 99))
 def test_an_ensemble_of_twins_is_one_of_them(times: list[int], seed: int) -> None:
     twin = drawn(times, seed)
@@ -50,6 +51,7 @@ def test_an_ensemble_of_twins_is_one_of_them(times: list[int], seed: int) -> Non
     pd.testing.assert_frame_equal(found, twin, rtol=1e-5)
 
 
+@settings(max_examples=25)
 @given(one=TIMES, other=TIMES, seed=st.integers(0, 99))
 def test_the_order_of_members_does_not_matter(one: list[int], other: list[int], seed: int) -> None:
     members = {"one": drawn(one, seed), "other": drawn(other, seed + 1)}
@@ -59,6 +61,7 @@ def test_the_order_of_members_does_not_matter(one: list[int], other: list[int], 
     assert sorted(set(found["lines_seen"])) == sorted({*one, *other})
 
 
+@settings(max_examples=25)
 @given(one=TIMES, other=TIMES, seed=st.integers(0, 99), cut=st.integers(1, 40))
 def test_no_answer_looks_at_a_later_one(
     one: list[int], other: list[int], seed: int, cut: int
