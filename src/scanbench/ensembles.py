@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from scanbench import provenance
 from scanbench.errors import UserError
@@ -107,8 +108,12 @@ def combine(
         If a table is missing or malformed, or the members do not fit together.
     """
     started = time.time()
-    tables = {name: read_table(path, classes, f"{path}") for name, path in members.items()}
-    table = pooled(tables)
+    if all(path.is_file() and not pq.read_metadata(path).num_rows for path in members.values()):
+        # Where every scan of the tested groups has a label, nothing was asked of those without.
+        table = pd.read_parquet(next(iter(members.values())))
+    else:
+        tables = {name: read_table(path, classes, f"{path}") for name, path in members.items()}
+        table = pooled(tables)
     with replacing(out) as part:
         table.to_parquet(part, compression="zstd", index=False)
     record = provenance.record(spec, inputs=members, started=started)

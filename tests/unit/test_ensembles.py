@@ -129,3 +129,18 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
     record = json.loads((tmp_path / "second/predict.json").read_text())
     assert set(record["inputs"]) == {"one", "other"}
+
+
+def test_members_that_were_asked_nothing_make_an_ensemble_that_was_asked_nothing(
+    tmp_path: Path,
+) -> None:
+    members = {name: tmp_path / f"{name}.parquet" for name in ("one", "other")}
+    for path in members.values():
+        drawn([10], 0).iloc[:0].to_parquet(path)
+    combine({"name": "both"}, members, CLASSES, tmp_path / "unlabelled.parquet")
+    found = pd.read_parquet(tmp_path / "unlabelled.parquet")
+    assert found.empty
+    assert set(P) <= set(found.columns)
+    drawn([10], 0).to_parquet(members["one"])
+    with pytest.raises(UserError, match="the table has no rows"):
+        combine({"name": "both"}, members, CLASSES, tmp_path / "unlabelled.parquet")
