@@ -31,9 +31,9 @@ rule agreement:
     input:
         predictions=predictions,
         unlabelled=unlabelled,
-        scans=comparison_scans,
-        store=comparison_store,
-        split=comparison_split,
+        scans=data_of(compared, "scans"),
+        store=store_of(compared),
+        split=split_of(compared),
         code=code(f"scanbench.{config['study']}.agreement"),
     output:
         directory("results/comparisons/{comparison}/agreement"),

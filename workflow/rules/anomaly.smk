@@ -30,8 +30,8 @@ rule anomaly_scores:
 rule anomaly:
     input:
         scores=anomaly_tables,
-        store=anomaly_store,
-        split=anomaly_split,
+        store=data_of(flagged, "store.h5"),
+        split=split_of(flagged),
         code=code(f"scanbench.{config['study']}.anomaly"),
     output:
         figure=report(

@@ -197,22 +197,66 @@ def people_option(wildcards):
     ]
 
 
+def compared(wildcards):
+    """Give the settings of a comparison."""
+    return config["comparisons"][wildcards.comparison]
+
+
+def explained(wildcards):
+    """Give the settings of an explanation, with the data set and split of its comparison."""
+    return plan.explained(config, wildcards.explanation)
+
+
+def flagged(wildcards):
+    """Give the settings of an anomaly comparison."""
+    return config["anomalies"][wildcards.anomaly]
+
+
+def detected(wildcards):
+    """Give the settings of what tip changes are looked for in."""
+    return config["tip_changes"][wildcards.tip_change]
+
+
+def data_of(wanted, name):
+    """Give a function for a file or folder of the data set of what `wanted` finds."""
+    return lambda wildcards: f"results/data/{wanted(wildcards)['dataset']}/{name}"
+
+
+def store_of(wanted):
+    """Give a function for the store that models of what `wanted` finds were trained and tested on."""
+
+    def path(wildcards):
+        found = wanted(wildcards)
+        return plan.store_path(config, found["dataset"], found["split"])
+
+    return path
+
+
+def split_of(wanted):
+    """Give a function for the split file of what `wanted` finds."""
+
+    def path(wildcards):
+        found = wanted(wildcards)
+        return f"results/data/{found['dataset']}/splits/{found['split']}.json"
+
+    return path
+
+
+def run_of(wanted, name):
+    """Give a function for a file of a run of what `wanted` finds."""
+
+    def path(wildcards):
+        parts = {key: wanted(wildcards)[key] for key in ("dataset", "split")}
+        run = {key: wildcards[key] for key in ("experiment", "fold", "seed")}
+        return f"results/{plan.RUN.format(**parts, **run)}/{name}"
+
+    return path
+
+
 def deployment_comparison(wildcards):
     """Give the settings of the comparison that a deployment is of."""
     name = config["deployments"][wildcards.name]["comparison"]
     return config["comparisons"][name]
-
-
-def deployment_store(wildcards):
-    """Give the store that a deployment's runs were trained and tested on."""
-    wanted = deployment_comparison(wildcards)
-    return plan.store_path(config, wanted["dataset"], wanted["split"])
-
-
-def deployment_split(wildcards):
-    """Give the split of a deployment's runs."""
-    wanted = deployment_comparison(wildcards)
-    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
 
 
 def deployment_files(wildcards):
@@ -257,57 +301,9 @@ def split_store(wildcards):
     return plan.store_path(config, wildcards.dataset, wildcards.split)
 
 
-def comparison_store(wildcards):
-    """Give the store that a comparison's models were trained and tested on."""
-    wanted = config["comparisons"][wildcards.comparison]
-    return plan.store_path(config, wanted["dataset"], wanted["split"])
-
-
 def realism_store(wildcards, side):
     """Give the store of the real or of the simulated scans that stand side by side."""
     return f"results/data/{config['realism'][wildcards.name][side]}/store.h5"
-
-
-def comparison_split(wildcards):
-    """Give the split of a comparison."""
-    wanted = config["comparisons"][wildcards.comparison]
-    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
-
-
-def comparison_scans(wildcards):
-    """Give the scans folder of a comparison."""
-    dataset = config["comparisons"][wildcards.comparison]["dataset"]
-    return f"results/data/{dataset}/scans"
-
-
-def explained_run(name):
-    """Give a function that finds a file of the run that an explanation's job is about."""
-
-    def found(wildcards):
-        wanted = plan.explained(config, wildcards.explanation)
-        parts = {key: wanted[key] for key in ("dataset", "split")}
-        run = {key: wildcards[key] for key in ("experiment", "fold", "seed")}
-        return f"results/{plan.RUN.format(**parts, **run)}/{name}"
-
-    return found
-
-
-def explained_store(wildcards):
-    """Give the store of an explanation's comparison."""
-    dataset = plan.explained(config, wildcards.explanation)["dataset"]
-    return f"results/data/{dataset}/store.h5"
-
-
-def explained_split(wildcards):
-    """Give the split of an explanation's comparison."""
-    wanted = plan.explained(config, wildcards.explanation)
-    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
-
-
-def explained_scans(wildcards):
-    """Give the scans folder of an explanation's comparison."""
-    dataset = plan.explained(config, wildcards.explanation)["dataset"]
-    return f"results/data/{dataset}/scans"
 
 
 def attributions(wildcards):
@@ -328,52 +324,10 @@ def anomaly_tables(wildcards):
     ]
 
 
-def anomaly_store(wildcards):
-    """Give the store of an anomaly comparison."""
-    dataset = config["anomalies"][wildcards.anomaly]["dataset"]
-    return f"results/data/{dataset}/store.h5"
-
-
-def anomaly_split(wildcards):
-    """Give the split of an anomaly comparison."""
-    wanted = config["anomalies"][wildcards.anomaly]
-    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
-
-
 def curves_scores(wildcards):
     """Give the scores of the comparison that curves are drawn of."""
     comparison = config["curves"][wildcards.name]["comparison"]
     return f"results/comparisons/{comparison}/scores"
-
-
-def tip_change_data(name):
-    """Give a function for a file or folder of the data set that tip changes are looked for in."""
-
-    def path(wildcards):
-        return f"results/data/{config['tip_changes'][wildcards.tip_change]['dataset']}/{name}"
-
-    return path
-
-
-def tip_change_split(wildcards):
-    """Give the split that tip changes are looked for under."""
-    wanted = config["tip_changes"][wildcards.tip_change]
-    return f"results/data/{wanted['dataset']}/splits/{wanted['split']}.json"
-
-
-def tip_change_run(name):
-    """Give a function for a file of the run that scores lines."""
-
-    def path(wildcards):
-        wanted = config["tip_changes"][wildcards.tip_change]
-        keys = ("experiment", "fold", "seed")
-        run = {key: getattr(wildcards, key) for key in keys}
-        folder = plan.RUN.format(
-            dataset=wanted["dataset"], split=wanted["split"], **run
-        )
-        return f"results/{folder}/{name}"
-
-    return path
 
 
 def tip_change_scores(wildcards):

@@ -51,8 +51,8 @@ rule predict_exported:
 rule deployment:
     input:
         files=deployment_files,
-        store=deployment_store,
-        split=deployment_split,
+        store=store_of(deployment_comparison),
+        split=split_of(deployment_comparison),
         code=code("scanbench.deployment"),
     output:
         directory("results/deployments/{name}"),

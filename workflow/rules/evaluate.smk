@@ -4,8 +4,8 @@
 rule evaluate:
     input:
         predictions=predictions,
-        store=comparison_store,
-        split=comparison_split,
+        store=store_of(compared),
+        split=split_of(compared),
         code=code("scanbench.evaluation"),
     output:
         directory("results/comparisons/{comparison}/scores"),

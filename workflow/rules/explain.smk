@@ -3,10 +3,10 @@
 
 rule attribute:
     input:
-        store=explained_store,
-        split=explained_split,
-        weights=explained_run("weights.safetensors"),
-        model=explained_run("model.json"),
+        store=data_of(explained, "store.h5"),
+        split=split_of(explained),
+        weights=run_of(explained, "weights.safetensors"),
+        model=run_of(explained, "model.json"),
         code=code(f"scanbench.{config['study']}.explanation"),
         model_code=model_code(f"scanbench.{config['study']}.explanation"),
     output:
@@ -32,8 +32,8 @@ rule attribute:
 rule explain:
     input:
         attributions=attributions,
-        scans=explained_scans,
-        store=explained_store,
+        scans=data_of(explained, "scans"),
+        store=data_of(explained, "store.h5"),
         code=code(f"scanbench.{config['study']}.explanation"),
     output:
         checks=report(

@@ -21,9 +21,9 @@ rule render:
         scores="results/comparisons/{comparison}/scores",
         runs=histories,
         predictions=predictions,
-        scans=comparison_scans,
-        store=comparison_store,
-        split=comparison_split,
+        scans=data_of(compared, "scans"),
+        store=store_of(compared),
+        split=split_of(compared),
         people=comparison_people,
         code=code(
             "scanbench.render",

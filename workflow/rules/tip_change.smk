@@ -3,10 +3,10 @@
 
 rule tip_change_scores:
     input:
-        store=tip_change_data("store.h5"),
-        split=tip_change_split,
-        weights=tip_change_run("weights.safetensors"),
-        model=tip_change_run("model.json"),
+        store=data_of(detected, "store.h5"),
+        split=split_of(detected),
+        weights=run_of(detected, "weights.safetensors"),
+        model=run_of(detected, "model.json"),
         code=code(f"scanbench.{config['study']}.tip_change_stage"),
         model_code=model_code(f"scanbench.{config['study']}.tip_change_stage"),
     output:
@@ -29,9 +29,9 @@ rule tip_change_scores:
 rule tip_change:
     input:
         scores=tip_change_scores,
-        scans=tip_change_data("scans"),
-        store=tip_change_data("store.h5"),
-        split=tip_change_split,
+        scans=data_of(detected, "scans"),
+        store=data_of(detected, "store.h5"),
+        split=split_of(detected),
         code=code(f"scanbench.{config['study']}.tip_change_stage"),
     output:
         figure=report(

@@ -24,9 +24,9 @@ from scanbench import comparison, metrics, plotting, provenance, tables
 from scanbench.change import drifts
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
-from scanbench.files import replacing, sha256_of, write_json
+from scanbench.files import replacing, write_json
 from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, plain, styled
-from scanbench.runs import META, WEIGHTS, AnswerTimes, load_run
+from scanbench.runs import META, WEIGHTS, AnswerTimes, check_trained_on, load_run
 from scanbench.split_file import read_split
 from scanbench.store import Store
 from scanbench.tables import ResultTable
@@ -88,12 +88,7 @@ def tip_change_scores(
     bad = [k for k, name in enumerate(trained.classes) if name in spec["bad"]]
     with Store(store) as data:
         document = read_split(split, data)
-        for path, key, sha256 in (
-            (store, "store_sha256", data.sha256),
-            (split, "split_sha256", sha256_of(split)),
-        ):
-            if sha256 != meta[key]:
-                raise UserError(f"{run / META}: was trained with another file than {path} ({key})")
+        check_trained_on(run, meta, data, split)
         parts = document["folds"][meta["fold"]]
         wanted = ["test", "validation"] if (data.change_line >= 0).any() else ["test"]
         frames = []
