@@ -29,7 +29,7 @@ from scanbench.predictions import (
     lines_reading,
     read_experiment,
     scan_reading,
-    table_path,
+    weights_of,
     window_reading,
 )
 
@@ -389,10 +389,7 @@ def evaluate(
                 first_line=settings.stop_first_line,
                 store_sha256=sha256_of(store),
                 split_sha256=sha256_of(split),
-                predictions={
-                    name: [sha256_of(table_path(path)) for path in paths]
-                    for name, paths in predictions.items()
-                },
+                weights={name: weights_of(paths) for name, paths in predictions.items()},
                 policies=policies,
                 names={key: spec[key] for key in sorted(NAMES - {"experiments"}) if key in spec},
             ),

@@ -9,19 +9,18 @@ or with a single fold, on these very scans.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from scanbench.errors import UserError, did_you_mean
-from scanbench.files import sha256_of
 from scanbench.stopping import FIGURES, Tried
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Keys of a policy file; each of them is needed.
-KEYS = ("classes", "first_line", "policies", "predictions", "split_sha256", "store_sha256")
+KEYS = ("classes", "first_line", "policies", "split_sha256", "store_sha256", "weights")
 
 
 def policy_document(
@@ -30,7 +29,7 @@ def policy_document(
     first_line: int,
     store_sha256: str,
     split_sha256: str,
-    predictions: Mapping[str, Sequence[str]],
+    weights: Mapping[str, Sequence[str]],
     policies: Sequence[Mapping[str, Any]],
     names: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -44,8 +43,8 @@ def policy_document(
         Before which no rule stops a scan.
     store_sha256, split_sha256
         What the predictions are of.
-    predictions
-        Experiment → SHA-256 of each of its tables of predictions.
+    weights
+        Experiment → SHA-256 of the weights that each of its tables of predictions is of.
     policies
         From `policies`.
     names
@@ -58,7 +57,7 @@ def policy_document(
         "first_line": first_line,
         "store_sha256": store_sha256,
         "split_sha256": split_sha256,
-        "predictions": {name: sorted(hashes) for name, hashes in predictions.items()},
+        "weights": {name: sorted(hashes) for name, hashes in weights.items()},
         "policies": list(policies),
     }
 
@@ -142,10 +141,10 @@ def monitor_spec(
     Raises
     ------
     UserError
-        If the file is damaged, knows nothing of the run, or was made from other predictions than
-        those of this run, so that its thresholds mean nothing for it.
+        If the file is damaged, knows nothing of the run, or was made with other weights than
+        this run's, so that its thresholds mean nothing for it.
     """
-    found = _read(path)
+    found = read_policy(path)
     own = [p for p in found["policies"] if p["experiment"] == meta["name"]]
     if not own:
         known = sorted({p["experiment"] for p in found["policies"]})
@@ -160,11 +159,9 @@ def monitor_spec(
                 f"{path}: was made on another data set or division of it than {run} ({key}); give "
                 "the policy.json of a comparison with this run"
             )
-    predictions = run / "predictions.parquet"
-    hashes: Iterable[str] = found["predictions"].get(meta["name"], ())
-    if predictions.is_file() and sha256_of(predictions) not in hashes:
+    if meta["weights_sha256"] not in found["weights"].get(meta["name"], ()):
         raise UserError(
-            f"{path}: was made from other predictions than {predictions}; evaluate again"
+            f"{path}: was made with other weights than those of {run}; predict and evaluate again"
         )
     limits = [p["limit"] for p in own]
     wanted = min(limits) if limit is None else limit
@@ -183,15 +180,48 @@ def monitor_spec(
             f"{path}:{wanted:g}: no rule of {meta['name']!r} stops so few good scans; take a "
             "larger limit"
         )
+    return _options(found, mine[0])
+
+
+def _options(document: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "stop": found["classes"],
-        "threshold": mine[0]["threshold"],
-        "patience": mine[0]["patience"],
-        "first_line": found["first_line"],
+        "stop": document["classes"],
+        "threshold": rule["threshold"],
+        "patience": rule["patience"],
+        "first_line": document["first_line"],
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def strictest(
+    document: Mapping[str, Any], experiment: str, fold: int, seed: int
+) -> tuple[float, dict[str, Any]] | None:
+    """Return the smallest limit that a run has a rule for, and the options of that rule.
+
+    Parameters
+    ----------
+    document
+        From `read_policy`.
+    experiment, fold, seed
+        The run.
+    """
+    found = [
+        (float(policy["limit"]), _options(document, rule))
+        for policy in document["policies"]
+        for rule in policy["rules"]
+        if (policy["experiment"], rule["fold"], rule["seed"]) == (experiment, fold, seed)
+        and rule["threshold"] is not None
+    ]
+    return min(found, key=lambda own: own[0], default=None)
+
+
+def read_policy(path: Path) -> dict[str, Any]:
+    """Read a `policy.json`.
+
+    Raises
+    ------
+    UserError
+        If it is none, or of another version.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

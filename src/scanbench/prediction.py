@@ -20,7 +20,7 @@ from tqdm import tqdm
 from scanbench import provenance
 from scanbench.answers import Answers, predict_arrays
 from scanbench.files import replacing, write_json
-from scanbench.predictions import class_columns
+from scanbench.predictions import WEIGHTS_KEY, class_columns
 from scanbench.runs import META, WEIGHTS, Run, check_trained_on, load_run
 from scanbench.split_file import read_split
 from scanbench.store import FloatArray, Store
@@ -107,7 +107,7 @@ def predict(
             else:
                 answers = predict_arrays(trained, x_NLP, n_lines_N, device=device)
             found.append(answer_table(answers, block, data, meta["fold"], meta["seed"]))
-    table = pa.concat_tables(found)
+    table = pa.concat_tables(found).replace_schema_metadata({WEIGHTS_KEY: meta["weights_sha256"]})
     with replacing(out) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=1 << 20)
     inputs = {"store": store, "split": split, "weights": run / WEIGHTS, "model": run / META}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
@@ -29,6 +30,9 @@ from scanbench.store import Store
 INTEGERS = ("label", "fold", "seed", "first_line", "lines_seen")
 COLUMNS = ("scan_id", "group", *INTEGERS, "final")
 KEY = ["seed", "scan_id", "first_line", "lines_seen"]
+
+#: Where a table of one run says which weights it is of, as SHA-256.
+WEIGHTS_KEY = b"weights_sha256"
 
 # Softmax in float32 is off by 1e-6 at most; a table off by more did not come from a softmax.
 SUM_TOLERANCE = 1e-4
@@ -164,6 +168,12 @@ def table_path(path: str | Path) -> Path:
     """Return the table of a run: the file itself, or that in the run's folder."""
     path = Path(path)
     return path / "predictions.parquet" if path.is_dir() else path
+
+
+def weights_of(paths: Iterable[str | Path]) -> list[str]:
+    """Return the SHA-256 of the weights that tables of predictions are of; an ensemble has none."""
+    told = [pq.read_schema(table_path(path)).metadata or {} for path in paths]
+    return [own[WEIGHTS_KEY].decode("ascii") for own in told if WEIGHTS_KEY in own]
 
 
 def _read(path: Path, where: str) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from scanbench import plotting, provenance, summary, tables
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.plotting import History, Sheet
+from scanbench.policy import read_policy
 from scanbench.scores import TABLE_COLUMNS, read_csv, read_scores
 from scanbench.split_file import LEAKY
 from scanbench.store import Store
@@ -61,8 +62,8 @@ class Material:
         Class names, in the order of the store.
     scores
         Name of a table of the evaluate stage → the table.
-    evaluation
-        `evaluate.json`.
+    evaluation, policy
+        `evaluate.json` and `policy.json`.
     runs
         Experiment → its run folders.
     histories
@@ -85,6 +86,7 @@ class Material:
     classes: Sequence[str]
     scores: Mapping[str, pd.DataFrame]
     evaluation: Mapping[str, Any]
+    policy: Mapping[str, Any]
     runs: Mapping[str, Sequence[Path]]
     histories: Mapping[str, Sequence[History]]
     costs: pd.DataFrame
@@ -193,7 +195,8 @@ def render(
     files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
     if people is not None:
         files |= {f"agreement/{n}.csv": Path(people) / f"{n}.csv" for n in PEOPLE_COLUMNS}
-    used = {"scores/evaluate.json", "split.json"}.union(*(d.inputs for d in drawings))
+    judged_by = "scores/policy.json"
+    used = {"scores/evaluate.json", judged_by, "split.json"}.union(*(d.inputs for d in drawings))
     record = provenance.record(spec, inputs={n: files[n] for n in sorted(used)}, started=started)
 
     note = ("Simulated data: " if spec["simulated"] else "Data: ") + spec["dataset_title"]
@@ -212,8 +215,8 @@ def render(
         material, drawings, {n: p.read_bytes() for n, p in svgs.items()}, shown, record
     )
     made = {d.name: {n: record["inputs"][n] for n in d.inputs} for d in drawings}
-    # The scans that are replayed are those of this figure, from the same files.
-    replayed = made["examples"]
+    # The scans that are replayed are those of this figure, judged by the comparison's policy.
+    replayed = {**made["examples"], judged_by: record["inputs"][judged_by]}
     for name, text in {
         "summary.html": page,
         "replay.html": replay.material_page(material, replays, replayed, record),
@@ -264,6 +267,7 @@ def _read(
         classes=store.classes,
         scores=frames,
         evaluation=_json(scores / "evaluate.json"),
+        policy=read_policy(scores / "policy.json"),
         runs=runs,
         histories=histories,
         costs=pd.DataFrame(costs),
@@ -335,7 +339,7 @@ def _input_files(
 ) -> dict[str, Path]:
     """Name every input file without the folders of this machine."""
     files = {f"scores/{n}.csv": scores / f"{n}.csv" for n in TABLE_COLUMNS}
-    files["scores/evaluate.json"] = scores / "evaluate.json"
+    files |= {f"scores/{name}": scores / name for name in ("evaluate.json", "policy.json")}
     for name in ("manifest.csv", "rejected.csv"):
         files[f"scans/{name}"] = scans / name
     files["store.h5"], files["split.json"] = store, split

@@ -244,3 +244,17 @@ class AnswerTimes:
     def fewest(self) -> int:
         """Measured lines that a sample must have for the model to give an answer."""
         return 1 if self.at_end else self.lines[0]
+
+
+def by_whole_scan(model: nn.Module, normalisation: str) -> bool:
+    """Tell whether a sample is normalised by the whole scan.
+
+    A model that standardises its samples itself takes out what others had put in.
+    """
+    return normalisation == "scan" and not getattr(model, "standardises", False)
+
+
+def looks_ahead(model: nn.Module, lines: int, normalisation: str, *, windowed: bool) -> bool:
+    """Tell whether answers given while a scan runs depend on lines that are not measured yet."""
+    early = windowed or not AnswerTimes.of(model, lines).at_end
+    return early and by_whole_scan(model, normalisation)

@@ -171,6 +171,11 @@ class Courses:
         )
 
 
+def probability_of(p_RC: NDArray[Any]) -> Floats:
+    """Return the probability of several classes together, [R]; their sum, rounded, may pass 1."""
+    return np.minimum(p_RC.astype(np.float64).sum(-1), 1.0)
+
+
 def courses(
     table: pd.DataFrame, classes: Sequence[str], bad: Sequence[str], n_lines: pd.Series
 ) -> Courses:
@@ -189,7 +194,7 @@ def courses(
     """
     columns = class_columns([name for name in classes if name in bad])
     rows = table.drop(columns=class_columns(classes))
-    rows["bad"] = table[columns].astype(np.float64).sum(axis=1)
+    rows["bad"] = probability_of(table[columns].to_numpy())
     if is_windowed(table):
         rows = windows_so_far(rows[rows["final"]], ["bad"])
     else:
@@ -293,7 +298,7 @@ def thresholds(course: Courses) -> Floats:
     """Return the thresholds to try: quantiles of the answers, rising, and one never reached."""
     answered = course.bad_NT[np.isfinite(course.bad_NT)]
     inner = np.unique(np.quantile(answered, np.linspace(0, 1, THRESHOLDS)))
-    return np.append(inner, np.nextafter(1.0, 2.0) if inner[-1] <= 1 else inner[-1] + 1)
+    return np.append(inner, np.nextafter(1.0, 2.0))
 
 
 def trade_off(course: Courses, patience: int, first_line: int = 1) -> pd.DataFrame:

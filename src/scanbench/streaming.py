@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from scanbench.change import Drift
 from scanbench.errors import UserError, did_you_mean
 from scanbench.resample import area_weights, resampled_lines
-from scanbench.runs import AnswerTimes, Run
-from scanbench.stopping import Rule, Watch
+from scanbench.runs import AnswerTimes, Run, by_whole_scan, looks_ahead
+from scanbench.stopping import Rule, Watch, probability_of
 from scanbench.store import CONSTANT, NATURAL, FloatArray, line_statistics
 
 Event = dict[str, Any]
@@ -278,10 +278,8 @@ def feed_of(run: Run) -> Callable[[], Feed]:
     """
     meta, model = run.meta, run.model
     lines, pixels, window = meta["lines"], meta["pixels"], meta.get("window")
-    at_end = AnswerTimes.of(model, lines).at_end
-    # A model that standardises its samples itself may be fed them as they come.
-    by_scan = meta["normalisation"] == "scan" and not getattr(model, "standardises", False)
-    if by_scan and (window or not at_end):
+    by_scan = by_whole_scan(model, meta["normalisation"])
+    if looks_ahead(model, lines, meta["normalisation"], windowed=bool(window)):
         raise UserError(
             f"model {meta['model']} was trained with normalisation: scan, which looks at lines not "
             "yet measured; train it with normalisation: line to stream"
@@ -421,7 +419,7 @@ class Adviser:
 
     def advise(self, p_C: NDArray[np.float64], seen: int) -> str:
         """Return the advice after one more answer, given after `seen` lines."""
-        if not self.watch.stops(float(p_C[self.bad_C].sum()), seen):
+        if not self.watch.stops(float(probability_of(p_C[self.bad_C])), seen):
             return "go on"
         more = p_C[self.stop_C].sum() >= p_C[self.recondition_C].sum()
         return "stop" if more else "recondition"

@@ -45,6 +45,7 @@ from scanbench.runs import (
     WEIGHTS,
     AnswerTimes,
     build_model,
+    looks_ahead,
     operations,
     resolved_options,
     save_run,
@@ -462,6 +463,11 @@ def train(
             )
         except UserError as error:
             raise UserError(f"experiments.{spec['name']}.{error}") from None
+        if looks_ahead(model, lines, spec["normalisation"], windowed=bool(spec["window"])):
+            raise UserError(
+                f"experiments.{spec['name']}.normalisation: scan looks at lines not yet measured, "
+                "and this model answers before the end; set it to line"
+            )
         foundation = None
         if start is not None:
             foundation = load_foundation(start)

@@ -15,6 +15,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from scanbench.policy import policy_document
+
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 LINES = 32
 #: Of tables that may have no rows.
@@ -324,6 +326,24 @@ def write(
                 "scans": len(used),
                 "windows": {"lrcn-w20": 4 * len(used)},
             }
+        )
+    )
+    rule = {"fold": 0, "seed": 0, "patience": 2}
+    (tables / "policy.json").write_text(
+        json.dumps(
+            policy_document(
+                classes=["defect"],
+                first_line=5,
+                store_sha256="0" * 64,
+                split_sha256="1" * 64,
+                weights={},
+                policies=[
+                    {"experiment": name, "limit": limit, "rules": [{**rule, "threshold": at}]}
+                    for name in names
+                    for limit, at in ((0.05, 0.6), (0.01, None), (0.1, 0.5))
+                ],
+                names={},
+            )
         )
     )
     spec = {

@@ -11,7 +11,7 @@ from streaming_example import CLASSES, LINES, heights, items, make_run
 
 from scanbench import policy, stopping
 from scanbench.errors import UserError
-from scanbench.files import sha256_of, write_json
+from scanbench.files import write_json
 from scanbench.prediction import predict_arrays
 from scanbench.predictions import class_columns
 from scanbench.stopping import Choice, Rule
@@ -102,7 +102,7 @@ def study(tmp_path):
         first_line=choice.first_line,
         store_sha256=run.meta["store_sha256"],
         split_sha256=run.meta["split_sha256"],
-        predictions={"causal": [sha256_of(tmp_path / "run/predictions.parquet")]},
+        weights={"causal": [run.meta["weights_sha256"]]},
         policies=policy.policies("causal", {0: tried}, figures),
         names={"comparison": "main"},
     )
@@ -135,6 +135,12 @@ def test_figures_that_do_not_exist_are_null(study):
             assert all(v is None or np.isfinite(v) for v in value.values())
 
 
+def test_probabilities_that_add_up_to_more_than_one_reach_no_threshold_above_it():
+    p_RC = np.array([[0.6, 0.4 + 1e-7], [0.2, 0.3]], np.float32)
+    assert stopping.probability_of(p_RC).tolist() == pytest.approx([1.0, 0.5])
+    assert stopping.probability_of(p_RC).max() <= 1.0
+
+
 def test_a_limit_that_no_rule_keeps_stops_nothing_and_says_so(study):
     folder, run, _ = study
     document = json.loads((folder / "policy.json").read_text())
@@ -151,12 +157,12 @@ MISTAKES = {
         {}, "", "no policy for 'causal'; known: lrcn",
     ),
     "another data set": (lambda d: {**d, "store_sha256": "1" * 64}, {}, "", "another data set"),
-    "retrained since": (lambda d: {**d, "predictions": {}}, {}, "", "other predictions"),
+    "retrained since": (lambda d: {**d, "weights": {}}, {}, "", "other weights"),
     "no rule for the fold": (
         lambda d: {**d, "policies": [{**p, "rules": []} for p in d["policies"]]},
         {}, "", "no rule for fold 0, seed 0",
     ),
-    "no policy": (lambda d: {"schema_version": 2}, {}, "", "is no policy of schema_version 1"),
+    "no policy": (lambda d: {"schema_version": 1}, {}, "", "is no policy of schema_version 2"),
     "a key gone": (lambda d: {k: v for k, v in d.items() if k != "classes"}, {}, "", "'classes'"),
     "a rule of one's own": (lambda d: d, {"threshold": 0.5}, "", "threshold: is the policy's"),
     "other classes": (lambda d: d, {"stop": ["atoms"]}, "", "'atoms'.*rows, defect"),

@@ -52,7 +52,8 @@ def test_each_figure_names_the_files_it_was_made_from(made: tuple[dict[str, Any]
     roc = record["figures"]["roc"]
     assert roc == {"scores/roc.csv": sha256_of(arguments["scores"] / "roc.csv")}
     assert record["figures"]["scans"]["store.h5"] == sha256_of(arguments["store"])
-    assert record["pages"] == {"replay.html": record["figures"]["examples"]}
+    policy = {"scores/policy.json": sha256_of(arguments["scores"] / "policy.json")}
+    assert record["pages"] == {"replay.html": {**record["figures"]["examples"], **policy}}
     assert (out / "replay.html").stat().st_size > 10_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from scanbench import render
 from scanbench.cli import main
 from scanbench.errors import UserError
 from scanbench.store import Store
-from scanbench.streaming import LARGEST, MonitorOptions
+from scanbench.streaming import LARGEST
 from scanbench.tipstate import replay_page
 from scanbench.tipstate.line_sources import EVENTS, RECORDING
 from scanbench.tipstate.replay import read_recording
@@ -204,7 +205,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
         read = render._read(
             given["spec"], given["scores"], given["runs"], given["scans"], store, given["split"]
         )
-        read.evaluation["settings"]["stop_classes"] = ["defect"]  # type: ignore[index]
         yield read
 
 
@@ -222,13 +222,22 @@ def test_held_out_scans_are_those_of_the_examples_as_the_first_seed_saw_them(mat
         for answer in replay.answers:
             expected = [rows.loc[answer["line"], f"p_{name}"] for name in CLASSES]
             assert list(answer["p"].values()) == pytest.approx(expected, abs=1e-6)
-        # The policy's default: three answers in a row from which the bad class is likely enough.
-        p = [answer["p"]["defect"] >= MonitorOptions.threshold for answer in replay.answers]
+        # The rule of this run for the smallest limit that has one: two answers in a row from 0.6.
+        p = [answer["p"]["defect"] >= 0.6 for answer in replay.answers]
         wanted = [
-            "stop" if all(p[max(0, i - 2) : i + 1]) and i >= 2 and answer["line"] >= 10 else "go on"
+            "stop" if all(p[max(0, i - 1) : i + 1]) and i >= 1 and answer["line"] >= 5 else "go on"
             for i, answer in enumerate(replay.answers)
         ]
         assert [answer["advice"] for answer in replay.answers] == wanted
+        assert "0.6 in each of 2 answers in a row, from line 5" in dict(replay.about)["Policy"]
+        assert "chosen for 5% wrong stops" in dict(replay.about)["Policy"]
+
+
+def test_a_run_without_a_policy_is_judged_by_the_default(material: Any) -> None:
+    without = dataclasses.replace(material, policy={"classes": ["defect"], "policies": []})
+    for replay in replay_page.of_material(without):
+        assert "0.8 in each of 3 answers in a row" in dict(replay.about)["Policy"]
+        assert "(default)" in dict(replay.about)["Policy"]
 
 
 def test_the_page_of_a_comparison_says_what_is_shown(material: Any) -> None:

@@ -631,6 +631,16 @@ def test_a_wrong_option_names_its_key_in_the_configuration(
         train(wrong, *study, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "odd", [{"model": "causal"}, {"window": {"lines": 8, "stride": 4}}], ids=["causal", "windows"]
+)
+def test_answers_of_a_running_scan_cannot_look_at_lines_not_yet_measured(
+    odd: dict[str, Any], study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"\.normalisation: scan looks at lines not yet measured"):
+        train(spec(**odd, normalisation="scan"), *study, tmp_path / "run")
+
+
 @pytest.mark.parametrize(("model", "expected"), [("majority", 3), ("features", 174 * 5 + 3)])
 def test_what_is_fitted_without_gradients_counts_as_parameters(
     model: str, expected: int, study: tuple[Path, Path], tmp_path: Path

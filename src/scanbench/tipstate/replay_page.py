@@ -23,6 +23,7 @@ from PIL import Image
 
 from scanbench import pages
 from scanbench.plotting import CLASS_COLOURS
+from scanbench.policy import strictest
 from scanbench.render import Material
 from scanbench.split_file import LEAKY
 from scanbench.streaming import Event, Judge, MonitorOptions
@@ -199,10 +200,10 @@ def of_material(material: Material) -> list[Replay]:
     """Return the scans of the figure `examples`, as one run saw them that never trained on them.
 
     The run is that of the first seed, of the fold whose test part holds the scan; its answers are
-    those in its table of predictions, judged as a monitor does.
+    those in its table of predictions, judged as a monitor with the policy of this run does.
     """
     store, classes = material.store, list(material.classes)
-    experiment, options = line_answering(material), _options(material)
+    experiment = line_answering(material)
     every = material.predictions(experiment)
     of_seed = every[every["seed"] == min(material.spec["seeds"])]
     replays = []
@@ -211,6 +212,7 @@ def of_material(material: Material) -> list[Replay]:
         run = of_seed[of_seed["scan_id"] == scan_id].iloc[0]
         k = int(store.index_of([scan_id])[0])
         shown, known = picture(store, material.manifest, k), listed(material.manifest, scan_id)
+        options, chosen_for = _options(material, experiment, int(run["fold"]), int(run["seed"]))
         judge = Judge(options, classes)
         table = line_answers(of_seed, scan_id, classes)
         answers = [
@@ -234,6 +236,7 @@ def of_material(material: Material) -> list[Replay]:
                     ("Label", str(row["label"])),
                     ("Last answer", f"{last} ({p[last]:.3f})"),
                     ("Session", str(store.group[k])),
+                    ("Policy", f"{policy_text(asdict(options))} ({chosen_for})"),
                     ("Size", size),
                 ],
                 classes=classes,
@@ -249,10 +252,19 @@ def of_material(material: Material) -> list[Replay]:
     return replays
 
 
-def _options(material: Material) -> MonitorOptions:
-    """Return how a monitor judges by default, for the classes that the evaluation stops."""
-    stop = material.evaluation["settings"].get("stop_classes", ())
-    return MonitorOptions(stop=tuple(name for name in material.classes if name in stop))
+def _options(
+    material: Material, experiment: str, fold: int, seed: int
+) -> tuple[MonitorOptions, str]:
+    """Return how a monitor judges a run's answers, and where that comes from.
+
+    That is the policy of the smallest share of wrong stops that one could be chosen for; where
+    there is none, the defaults for the classes that are to be stopped.
+    """
+    found = strictest(material.policy, experiment, fold, seed)
+    if found is None:
+        return MonitorOptions.of({"stop": material.policy["classes"]}, material.classes), "default"
+    limit, options = found
+    return MonitorOptions.of(options, material.classes), f"chosen for {limit:.0%} wrong stops"
 
 
 def material_page(
@@ -290,7 +302,6 @@ def material_page(
             ("Split", split),
             ("Scans", "the most confident right and wrong answer for each class, seeds averaged; "
              "shown is what the first seed's run, which was never trained on the scan, said"),
-            ("Policy", policy_text(asdict(_options(material)))),
         ],
         provenance=[
             ("Command", record["command"]),
