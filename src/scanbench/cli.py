@@ -287,6 +287,7 @@ def stream(args: Arguments) -> None:
         follow=args.follow,
         view=args.view,
         record=args.record,
+        attention=args.attention,
         scan=args.scan,
         lines=args.lines,
         pixels=args.pixels,
@@ -571,6 +572,7 @@ def parser() -> argparse.ArgumentParser:
     for flag, what in {
         "--follow": "the file is still being written: wait for its lines",
         "--view": "show the answers on the terminal",
+        "--attention": "tell how much each answer draws on each line (slow; for replay pages)",
     }.items():
         watched.add_argument(flag, action="store_true", help=what)
     watched.add_argument(

@@ -25,6 +25,7 @@ from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.plotting import History, Sheet
 from scanbench.policy import read_policy
+from scanbench.runs import WEIGHTS
 from scanbench.scores import TABLE_COLUMNS, read_csv, read_scores
 from scanbench.split_file import LEAKY
 from scanbench.store import Store
@@ -36,7 +37,7 @@ SPEC_KEYS = (
     "scheme", "seeds", "simulated", "split", "title",
 )  # fmt: skip
 
-RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet")
+RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet", WEIGHTS)
 
 PEOPLE_COLUMNS = {
     "people": "scope reading class probability low high rate scans both one unknown",
@@ -191,12 +192,11 @@ def render(
             material = replace(material, people=tables_of_people)
         figures, replay = (_of_study(opened.study, name) for name in ("figures", "replay_page"))
         drawings = [*figures.drawings(material), *_drawings(material)]
-        replays = replay.of_material(material)
+        replays, seen = replay.of_material(material)
     files = _input_files(Path(scores), folders, Path(scans), Path(store), Path(split))
     if people is not None:
         files |= {f"agreement/{n}.csv": Path(people) / f"{n}.csv" for n in PEOPLE_COLUMNS}
-    judged_by = "scores/policy.json"
-    used = {"scores/evaluate.json", judged_by, "split.json"}.union(*(d.inputs for d in drawings))
+    used = {"scores/evaluate.json", "split.json", *seen}.union(*(d.inputs for d in drawings))
     record = provenance.record(spec, inputs={n: files[n] for n in sorted(used)}, started=started)
 
     note = ("Simulated data: " if spec["simulated"] else "Data: ") + spec["dataset_title"]
@@ -215,8 +215,8 @@ def render(
         material, drawings, {n: p.read_bytes() for n, p in svgs.items()}, shown, record
     )
     made = {d.name: {n: record["inputs"][n] for n in d.inputs} for d in drawings}
-    # The scans that are replayed are those of this figure, judged by the comparison's policy.
-    replayed = {**made["examples"], judged_by: record["inputs"][judged_by]}
+    # The scans that are replayed are those of this figure.
+    replayed = {**made["examples"], **{name: record["inputs"][name] for name in seen}}
     for name, text in {
         "summary.html": page,
         "replay.html": replay.material_page(material, replays, replayed, record),

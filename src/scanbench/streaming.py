@@ -468,6 +468,9 @@ class Monitor:
         From `load_run`.
     options
         How to judge.
+    attention
+        Tells how much an answer draws on each of the lines so far, normalised [L, P]; None: that is
+        not told.
 
     Attributes
     ----------
@@ -480,8 +483,13 @@ class Monitor:
         If the run cannot be streamed.
     """
 
-    def __init__(self, run: Run, options: MonitorOptions) -> None:
-        self.run, self.options = run, options
+    def __init__(
+        self,
+        run: Run,
+        options: MonitorOptions,
+        attention: Callable[[FloatArray], list[float]] | None = None,
+    ) -> None:
+        self.run, self.options, self.attention = run, options, attention
         self.feed = feed_of(run)
 
     def events(self, source: Iterable[Item]) -> Iterator[Event]:
@@ -528,6 +536,7 @@ class Monitor:
         self.next = 0  # the line that is expected
         self.waiting = 0  # lines without a good one before them to stand for them
         self.x_LP: list[FloatArray] = []
+        self.fed_LP: list[FloatArray] = []
         self.good_P: FloatArray | None = None
         self.kind = ""
         self.answer: Event = {
@@ -614,6 +623,7 @@ class Monitor:
         self.x_LP.append(row_P)
         meta = self.run.meta
         line_P = normalised(row_P, meta["normalisation"], meta["unit"])
+        self.fed_LP.append(line_P)
         with torch.inference_mode():
             logits_C = self.model.push(torch.from_numpy(line_P))
         if logits_C is None or not good:
@@ -622,3 +632,5 @@ class Monitor:
         # by the same numbers here.
         p_C = logits_C.double().softmax(-1).float().double().numpy()
         self.answer = self.judge.judged(p_C, len(self.x_LP))
+        if self.attention is not None:
+            self.answer["attention"] = self.attention(np.stack(self.fed_LP))

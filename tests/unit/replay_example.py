@@ -40,6 +40,7 @@ def record(folder: Path, names: tuple[str, str] = NAMES, **changes: Any) -> Path
     (folder / "source" / RECORDING).write_text(text, encoding="utf-8")
     make_run(folder / "run", options={"dropout": 0.0})
     options = ["--spec", json.dumps({**SPEC, **changes}), "--record", str(folder / "recording")]
+    options += ["--attention"]
     assert main(["stream", str(folder / "run"), str(folder / "source"), *options]) == 0
     return folder / "recording"
 

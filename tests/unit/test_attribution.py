@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from scanbench.errors import UserError
 from scanbench.runs import Run
+from scanbench.tipstate.attention import line_attention, rollout, running_attention
 from scanbench.tipstate.attribution import (
     ScanAnswer,
     area,
     fillings,
     gradient_attributions,
-    line_attention,
     line_steps,
     log_odds,
     perturbation_curves,
-    rollout,
 )
 from scanbench.tipstate.models import build
 from scanbench.tipstate.models._transformer import Attention
@@ -126,6 +125,36 @@ def test_causal_attention_does_not_depend_on_a_later_line(window: int) -> None:
     assert not torch.allclose(before[..., 5:, :], after[..., 5:, :])
     if window:
         assert (before.tril(-window) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "causal"])
+def test_attention_of_a_running_scan_is_that_of_a_scan_of_so_many_lines(name: str) -> None:
+    model, x_BLP = transformer(name), scans(1)
+    meta = {
+        "model": name,
+        "lines": LINES,
+        "pixels": PIXELS,
+        "window": None,
+        "normalisation": "line",
+    }
+    told = running_attention(Run(model=model, meta=meta))
+    assert told is not None
+    for seen in (1, 5, LINES):
+        cut_BLP = x_BLP.clone()
+        cut_BLP[:, seen:] = 0
+        expected = line_attention(model, cut_BLP, torch.tensor([seen]))["rollout"]  # type: ignore[arg-type]
+        assert told(x_BLP[0, :seen].numpy()) == pytest.approx(expected[0, :seen].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"window": {"lines": 4, "stride": 1}}, {"normalisation": "scan"}, {"model": "linear"}]
+)
+def test_a_run_that_has_no_attention_over_the_lines_of_a_running_scan_tells_none(
+    odd: dict[str, Any],
+) -> None:
+    model = Linear(torch.ones(LINES, PIXELS)) if "model" in odd else transformer("causal")
+    meta = {"lines": LINES, "pixels": PIXELS, "window": None, "normalisation": "line", **odd}
+    assert running_attention(Run(model=model, meta=meta)) is None
 
 
 def test_attention_takes_no_part_in_the_answer() -> None:

@@ -14,7 +14,8 @@ from small_study import LINES, PIXELS, ids, make, spec
 from scanbench.errors import UserError
 from scanbench.split_file import read_split
 from scanbench.store import Store
-from scanbench.tipstate.attribution import ATTENTION, GRADIENT, STEPS
+from scanbench.tipstate.attention import ATTENTION
+from scanbench.tipstate.attribution import GRADIENT, STEPS
 from scanbench.tipstate.explanation import (
     METHODS,
     areas_under,

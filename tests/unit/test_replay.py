@@ -208,8 +208,20 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield read
 
 
+def test_a_page_shows_how_each_answer_draws_on_the_lines_before_it(recording: Path) -> None:
+    html = page(read_recording(recording), title="t", kind="", facts=[])
+    answers = [answer for scan in data_of(html)["scans"] for answer in scan["answers"]]
+    said = [event for scan in events(recording) for event in scan if event.get("attention")]
+    assert said
+    for event in said:
+        assert len(event["attention"]) == event["answer_lines"]
+        assert sum(event["attention"]) == pytest.approx(1, abs=1e-2)
+    told = [event["attention"] for event in said]
+    assert all(answer["attention"] in told for answer in answers)
+
+
 def test_held_out_scans_are_those_of_the_examples_as_the_first_seed_saw_them(material: Any) -> None:
-    replays = replay_page.of_material(material)
+    replays, _ = replay_page.of_material(material)
     examples = material.scores["examples"]
     mine = examples[examples["experiment"] == "causal-full"].drop_duplicates(["label", "kind"])
     assert [replay.name for replay in replays] == list(mine["scan_id"])
@@ -235,14 +247,14 @@ def test_held_out_scans_are_those_of_the_examples_as_the_first_seed_saw_them(mat
 
 def test_a_run_without_a_policy_is_judged_by_the_default(material: Any) -> None:
     without = dataclasses.replace(material, policy={"classes": ["defect"], "policies": []})
-    for replay in replay_page.of_material(without):
+    for replay in replay_page.of_material(without)[0]:
         assert "0.8 in each of 3 answers in a row" in dict(replay.about)["Policy"]
         assert "(default)" in dict(replay.about)["Policy"]
 
 
 def test_the_page_of_a_comparison_says_what_is_shown(material: Any) -> None:
     record = {"command": "scanbench render", "commit": None, "dirty": None}
-    replays = replay_page.of_material(material)
+    replays, _ = replay_page.of_material(material)
     html = replay_page.material_page(material, replays, {"store.h5": "0" * 64}, record)
     assert ("Simulated data" in html) == material.spec["simulated"]
     assert material.spec["attribution"] in html

@@ -35,7 +35,8 @@ from scanbench.predictions import HeldOut
 from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, check_trained_on, load_run
 from scanbench.split_file import read_split
 from scanbench.store import Store
-from scanbench.tipstate.attribution import Attentive, line_attention, line_steps
+from scanbench.tipstate.attention import Attentive, line_attention
+from scanbench.tipstate.attribution import line_steps
 from scanbench.training import trained_classes
 from scanbench.windows import WindowReader
 

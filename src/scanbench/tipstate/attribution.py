@@ -9,7 +9,7 @@ C classes, Y layers, H heads, S tokens, M orders of lines, K points of a curve.
 from __future__ import annotations
 
 import math
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,25 +19,21 @@ from torch import Tensor, nn
 
 from scanbench.errors import UserError
 from scanbench.runs import Run
+from scanbench.tipstate.attention import ATTENTION, Attentive, line_attention
 
 __all__ = [
-    "ATTENTION",
     "GRADIENT",
     "STEPS",
-    "Attentive",
     "ScanAnswer",
     "area",
     "fillings",
     "gradient_attributions",
-    "line_attention",
     "line_steps",
     "log_odds",
     "perturbation_curves",
-    "rollout",
 ]
 
-#: Methods that only models with attention have, and methods for every differentiable model.
-ATTENTION = ("attention", "rollout")
+#: Methods for every differentiable model.
 GRADIENT = ("saliency", "input-x-gradient", "integrated-gradients")
 #: Trivial ones, in which no model takes part: how much a line differs from the one before, in what
 #: the model is shown (normalised) and in the heights as they were measured.
@@ -45,14 +41,6 @@ STEPS = ("line-step", "height-step")
 
 #: Scans that go through a model at once. A constant, so that the same scans give the same bytes.
 BATCH = 32
-
-
-@runtime_checkable
-class Attentive(Protocol):
-    """A model that tells how much each of its tokens reads from each; see docs/formats.md."""
-
-    def attention(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
-        """Return the weights of every layer and head, [B, Y, H, S, S]."""
 
 
 class ScanAnswer(nn.Module):
@@ -123,54 +111,6 @@ class ScanAnswer(nn.Module):
 
 def _whole(x_BLP: Tensor) -> Tensor:
     return torch.full((len(x_BLP),), x_BLP.shape[1], device=x_BLP.device)
-
-
-# ---------------------------------------------------------------------------------------------
-# Attention
-
-
-def rollout(weight_BYSS: Tensor) -> Tensor:
-    """Return how much each token of the last layer draws on each of the first, [B, S, S].
-
-    Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928, section 3): a layer passes on half of
-    what stood at a token before and half of what its attention read, A = (W + I) / 2, and layers
-    are multiplied. Rows sum to 1; under a causal mask none draws on a later token.
-
-    Parameters
-    ----------
-    weight_BYSS
-        Attention of Y layers, first layer first, as the mean over heads.
-    """
-    tokens = weight_BYSS.shape[-1]
-    identity_SS = torch.eye(tokens, device=weight_BYSS.device, dtype=weight_BYSS.dtype)
-    drawn_BSS = identity_SS.expand(len(weight_BYSS), tokens, tokens)
-    for layer_BSS in weight_BYSS.unbind(1):
-        drawn_BSS = (layer_BSS + identity_SS) / 2 @ drawn_BSS
-    return drawn_BSS
-
-
-def line_attention(model: Attentive, x_BLP: Tensor, n_lines_B: Tensor) -> dict[str, Tensor]:
-    """Return how much the last answer draws on each line, [B, L], by the methods `ATTENTION`.
-
-    `attention` is the last layer's alone, as the mean over heads; `rollout` follows it through all
-    layers. The answer is read from the token in front of the lines where there is one, else from
-    that of the last measured line; lines that were not measured get 0.
-
-    Parameters
-    ----------
-    model
-        In evaluation mode.
-    x_BLP, n_lines_B
-        Samples and their measured lines.
-    """
-    weight_BYSS = model.attention(x_BLP, n_lines_B).mean(2)
-    in_front = weight_BYSS.shape[-1] - x_BLP.shape[1]
-    answer_B = torch.zeros_like(n_lines_B) if in_front else n_lines_B - 1
-    row_B = torch.arange(len(x_BLP), device=x_BLP.device)
-    return {
-        "attention": weight_BYSS[row_B, -1, answer_B, in_front:],
-        "rollout": rollout(weight_BYSS)[row_B, answer_B, in_front:],
-    }
 
 
 # ---------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ from scanbench.runs import META, WEIGHTS, check_trained_on, load_run
 from scanbench.scans import read_manifest
 from scanbench.split_file import LEAKY, read_split
 from scanbench.store import Store
+from scanbench.tipstate.attention import ATTENTION
 from scanbench.tipstate.attribution import (
-    ATTENTION,
     GRADIENT,
     STEPS,
     ScanAnswer,

@@ -12,8 +12,10 @@ import base64
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,11 @@ from scanbench import pages
 from scanbench.plotting import CLASS_COLOURS
 from scanbench.policy import strictest
 from scanbench.render import Material
+from scanbench.runs import WEIGHTS, load_run
 from scanbench.split_file import LEAKY
+from scanbench.store import Store
 from scanbench.streaming import Event, Judge, MonitorOptions
+from scanbench.tipstate.attention import running_attention
 from scanbench.tipstate.figures import (
     example_rows,
     flattened,
@@ -36,7 +41,7 @@ from scanbench.tipstate.figures import (
     picture,
 )
 
-__all__ = ["Replay", "image_of", "material_page", "of_material", "page", "policy_text"]
+__all__ = ["POLICY", "Replay", "image_of", "material_page", "of_material", "page", "policy_text"]
 
 #: Lines and pixels of a scan that the page holds; of larger ones, every second, third, ….
 LARGEST_IMAGE = 1024
@@ -196,17 +201,31 @@ def policy_text(policy: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------- for the render stage
 
 
-def of_material(material: Material) -> list[Replay]:
+#: What `of_material` reads beside the files of the figure `examples`.
+POLICY = "scores/policy.json"
+
+
+def of_material(material: Material) -> tuple[list[Replay], list[str]]:
     """Return the scans of the figure `examples`, as one run saw them that never trained on them.
 
     The run is that of the first seed, of the fold whose test part holds the scan; its answers are
-    those in its table of predictions, judged as a monitor with the policy of this run does.
+    those in its table of predictions, judged as a monitor with the policy of this run does. Where
+    the model has attention over the lines of a running scan, its weights tell that.
+
+    Returns
+    -------
+    replays : list of Replay
+        The scans.
+    files : list of str
+        Names of the files read beside those of the figure, as `render` names its inputs.
     """
     store, classes = material.store, list(material.classes)
     experiment = line_answering(material)
     every = material.predictions(experiment)
     of_seed = every[every["seed"] == min(material.spec["seeds"])]
-    replays = []
+    folders = {folder.name: folder for folder in material.runs[experiment]}
+    attending = lru_cache(maxsize=None)(_attending)
+    replays, files = [], [POLICY]
     for row in example_rows(material, experiment):
         scan_id = str(row["scan_id"])
         run = of_seed[of_seed["scan_id"] == scan_id].iloc[0]
@@ -215,10 +234,14 @@ def of_material(material: Material) -> list[Replay]:
         options, chosen_for = _options(material, experiment, int(run["fold"]), int(run["seed"]))
         judge = Judge(options, classes)
         table = line_answers(of_seed, scan_id, classes)
-        answers = [
-            {**judge.judged(p_C, int(seen)), "line": int(seen)}
-            for seen, p_C in zip(table.index, table.to_numpy(np.float64), strict=True)
-        ]
+        folder = folders[f"fold{run['fold']}-seed{run['seed']}"]
+        attention = attending(folder)
+        files += [f"{experiment}/{folder.name}/{WEIGHTS}"] if attention else []
+        answers = []
+        for seen, p_C in zip(table.index, table.to_numpy(np.float64), strict=True):
+            answers.append({**judge.judged(p_C, int(seen)), "line": int(seen)})
+            if attention:
+                answers[-1]["attention"] = attention(store, k, int(seen))
         p = answers[-1]["p"]
         last = max(p, key=p.__getitem__)
         verdict = "right" if last == row["label"] else f"taken for {last}"
@@ -249,7 +272,18 @@ def of_material(material: Material) -> list[Replay]:
                 change_line=change if change >= 0 else None,
             )
         )
-    return replays
+    return replays, sorted(set(files))
+
+
+def _attending(folder: Path) -> Callable[[Store, int, int], list[float]] | None:
+    """Return what tells how an answer about a scan of a store draws on its lines so far."""
+    if not (folder / WEIGHTS).is_file():  # an ensemble has no weights of its own
+        return None
+    run = load_run(folder)
+    weights = running_attention(run)
+    if weights is None:
+        return None
+    return lambda store, k, seen: weights(store.read([k], run.meta["normalisation"])[0, :seen])
 
 
 def _options(

@@ -24,6 +24,7 @@ from scanbench.policy import monitor_spec, split_limit
 from scanbench.predictions import class_columns
 from scanbench.runs import Run, load_run
 from scanbench.streaming import Event, Item, Monitor, MonitorOptions, ScanInfo, begun
+from scanbench.tipstate.attention import running_attention
 from scanbench.tipstate.figures import Example, Picture, scan_answer
 from scanbench.tipstate.line_sources import EVENTS, RECORDING, Waiting, open_source, to_json
 from scanbench.tipstate.readers import ReadOptions
@@ -44,6 +45,7 @@ def stream(
     follow: bool = False,
     view: bool = False,
     record: Path | None = None,
+    attention: bool = False,
     scan: str | None = None,
     lines: int | None = None,
     pixels: int | None = None,
@@ -69,6 +71,8 @@ def stream(
     record
         Folder for `received.jsonl` (from which the stream can be replayed), `events.jsonl` (what
         was printed), `lines.csv` and a figure of each scan.
+    attention
+        Tell with each answer how much it draws on each line so far.
     scan
         Which scan of a file.
     lines, pixels
@@ -88,7 +92,13 @@ def stream(
         if value is not None and not 1 <= value <= 2**16:
             raise UserError(f"{name}: {value} is not possible, give 1 to {2**16}")
     options = monitor_options(trained, run, spec or {}, policy)
-    monitor = Monitor(trained, options)
+    told = running_attention(trained) if attention else None
+    if attention and told is None:
+        raise UserError(
+            f"--attention: model {meta['model']!r} of {run} has none over the lines of a running "
+            "scan; leave it out"
+        )
+    monitor = Monitor(trained, options, told)
     reading = ReadOptions.recorded(meta["ingest"])
     if "directions" in reading:
         reading["directions"] = tuple(reading["directions"])
