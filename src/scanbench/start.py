@@ -1,8 +1,9 @@
 """What a training rests on: the weights of another run, which must not have seen what is tested.
 
-Every run tells in `seen.txt` the source files that had a part in its weights: those of its training
-and validation scans, and all that the run it started from has seen. So a start that knows a scan of
-the test part is refused whatever its data set is called, through any number of runs.
+Every run tells in `seen.txt` the scans that had a part in its weights: those of its training and
+validation parts, and all that the run it started from has seen. So a start that knows a scan of the
+test part is refused whatever its data set is called, through any number of runs. A scan is known by
+its source file, and by its heights as they were stored: saved in another format it is the same.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Foundation:
     run
         The model in evaluation mode, and its `model.json`.
     seen
-        SHA-256 of the source files that had a part in it.
+        SHA-256 of the source files, and of the stored heights, of the scans that had a part in it.
     """
 
     folder: Path
@@ -62,8 +63,9 @@ def load_foundation(folder: str | Path) -> Foundation:
 
 
 def write_seen(folder: Path, data: Store, scans: np.ndarray, below: Iterable[Foundation]) -> None:
-    """Write the source files of scans of a store, and those that the runs below have seen."""
-    seen = set(data.file_sha256[scans].tolist()).union(*(found.seen for found in below))
+    """Write the hashes of scans of a store, and those that the runs below have seen."""
+    own = (data.file_sha256[scans].tolist(), data.scan_sha256[scans].tolist())
+    seen = set().union(*own, *(found.seen for found in below))
     with replacing(folder / SEEN) as part:
         part.write_text("".join(f"{sha256}\n" for sha256 in sorted(seen)), encoding="ascii")
 
@@ -71,7 +73,7 @@ def write_seen(folder: Path, data: Store, scans: np.ndarray, below: Iterable[Fou
 def check_unseen(
     foundation: Foundation, data: Store, split: Path, document: Mapping[str, Any], fold: int
 ) -> None:
-    """Refuse a run that has seen a file of the groups that a fold tests.
+    """Refuse a run that has seen a scan, or another one of the same file, of the tested groups.
 
     A run of the same fold of the same split has not: its own training held them out.
 
@@ -92,11 +94,12 @@ def check_unseen(
     if (meta["store_sha256"], meta["split_sha256"], meta["fold"]) == mine:
         return
     tested = np.unique(data.group[data.index_of(document["folds"][fold]["test"])])
-    held_out = np.isin(data.group, tested)
-    known = foundation.seen.intersection(data.file_sha256[held_out].tolist())
+    held_out = np.flatnonzero(np.isin(data.group, tested))
+    hashes = np.stack([data.file_sha256[held_out], data.scan_sha256[held_out]])
+    known = int(np.isin(hashes, list(foundation.seen)).any(0).sum())
     if known:
         raise UserError(
-            f"{foundation.folder}: has seen {counted(len(known), 'source file')} of the groups "
+            f"{foundation.folder}: has seen {counted(known, 'scan')} of the groups "
             f"that {split}, fold {fold} tests; start from a run on other data, or on the same "
             "data in the same split and fold"
         )

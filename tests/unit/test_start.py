@@ -25,6 +25,8 @@ from scanbench.store import Store
 from scanbench.training import share_of, train
 
 Study = tuple[Path, Path]
+#: Another digit for each.
+OTHER = bytes.maketrans(b"0123456789abcdef", b"fedcba9876543210")
 AS_IT_IS: dict[str, Any] = {"training": {"epochs": 0}}
 
 
@@ -35,21 +37,21 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def simulated(real: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Give the same study of other source files."""
-    return edited(real, tmp_path_factory.mktemp("simulated"), files=True)
+    """Give a study of other scans, as far as their hashes tell."""
+    return edited(real, tmp_path_factory.mktemp("simulated"), hashes=("file", "scan"))
 
 
 def edited(
-    study: Study, folder: Path, *, files: bool = False, **attributes: str | list[str]
+    study: Study, folder: Path, *, hashes: tuple[str, ...] = (), **attributes: str | list[str]
 ) -> Study:
-    """Copy a study with other source files, or other attributes of its store."""
+    """Copy a study with other hashes, or other attributes of its store."""
     folder.mkdir(exist_ok=True)
     store, split = folder / "store.h5", folder / "split.json"
     shutil.copy(study[0], store)
     with h5py.File(store, "r+") as file:
-        if files:
-            old = file["file_sha256"]
-            old[:] = np.array([b"f" + name[1:] for name in old[:]], old.dtype)
+        for name in hashes:
+            old = file[f"{name}_sha256"]
+            old[:] = np.array([sha256.translate(OTHER) for sha256 in old[:]], old.dtype)
         for key, value in attributes.items():
             file.attrs[key] = value if isinstance(value, str) else json.dumps(value)
     document = json.loads(study[1].read_text()) | {"store_sha256": sha256_of(store)}
@@ -68,9 +70,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_run(run).model.state_dict()
 
 
-def files_of(study: Study, *parts: str) -> set[str]:
+def hashes_of(study: Study, *parts: str) -> set[str]:
     with Store(study[0]) as store:
-        return {str(store.file_sha256[k]) for p in parts for k in store.index_of(ids(study[1], p))}
+        scans = [k for part in parts for k in store.index_of(ids(study[1], part))]
+        return {*store.file_sha256[scans].tolist(), *store.scan_sha256[scans].tolist()}
 
 
 def test_without_an_epoch_the_start_is_taken_as_it_is_and_no_label_counts(
@@ -143,24 +146,25 @@ def test_a_model_that_is_fitted_at_once_is_taken_as_it_is_or_not_at_all(
 # --------------------------------------------------------------------------- what was seen before
 
 
-def test_a_run_tells_the_files_that_it_and_its_start_have_seen(
+def test_a_run_tells_the_scans_that_it_and_its_start_have_seen(
     real: Study, simulated: Study, start: Path, tmp_path: Path
 ) -> None:
     seen = set((start / SEEN).read_text().split())
-    assert seen == files_of(simulated, "train", "validation")
+    assert seen == hashes_of(simulated, "train", "validation")
     train(spec(training={"epochs": 1}), *real, tmp_path / "run", start)
     both = set((tmp_path / "run" / SEEN).read_text().split())
-    assert both == seen | files_of(real, "train", "validation")
+    assert both == seen | hashes_of(real, "train", "validation")
 
 
-def test_a_start_that_has_seen_a_file_of_the_tested_groups_is_refused(
+def test_a_start_that_has_seen_a_scan_of_the_tested_groups_is_refused(
     real: Study, simulated: Study, tmp_path: Path
 ) -> None:
-    """The same scans under another name, in another fold, and through a run in between."""
+    """The same scans under another name, in other files, in another fold, and through a run."""
     train(spec("features", fold=1), *real, tmp_path / "leaky")
     alias = edited(real, tmp_path / "alias", unit="pm")
-    refused = r"leaky: has seen \d+ source files of the groups that .*split\.json, fold 0 tests"
-    for study in (real, alias):
+    converted = edited(real, tmp_path / "converted", hashes=("file",))
+    refused = r"leaky: has seen \d+ scans of the groups that .*split\.json, fold 0 tests"
+    for study in (real, alias, converted):
         with pytest.raises(UserError, match=refused):
             train(spec("features", **AS_IT_IS), *study, tmp_path / "run", tmp_path / "leaky")
     train(spec("features", **AS_IT_IS), *simulated, tmp_path / "between", tmp_path / "leaky")
@@ -173,7 +177,7 @@ def test_a_start_of_the_same_fold_of_the_same_split_has_not_seen_what_it_tests(
 ) -> None:
     train(spec("features"), *real, tmp_path / "start")
     train(spec("features", **AS_IT_IS), *real, tmp_path / "run", tmp_path / "start")
-    assert not set((tmp_path / "run" / SEEN).read_text().split()) & files_of(real, "test")
+    assert not set((tmp_path / "run" / SEEN).read_text().split()) & hashes_of(real, "test")
 
 
 MISFITS = {
@@ -252,7 +256,7 @@ def test_few_labels_teach_and_choose_in_as_many_steps_as_all(real: Study, tmp_pa
         drawn = {}
         for part in ("train", "validation"):
             scans = share_of(store, store.index_of(ids(real[1], part)), 0.2, 0)
-            drawn[part] = set(store.file_sha256[scans].tolist())
+            drawn[part] = {*store.file_sha256[scans].tolist(), *store.scan_sha256[scans].tolist()}
         counts = np.bincount(
             store.label[share_of(store, store.index_of(ids(real[1], "train")), 0.2, 0)]
         )
