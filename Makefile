@@ -78,4 +78,4 @@ bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what the pipeline made
-	rm -rf results/data results/tuning results/runs results/comparisons results/side-by-side results/curves results/logs results/benchmarks results/report*.html .snakemake
+	rm -rf results/data results/tuning results/runs results/comparisons results/side-by-side results/curves results/explanations results/anomalies results/tip-changes results/realism results/deployments results/records results/logs results/benchmarks results/report*.html .snakemake

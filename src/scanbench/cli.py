@@ -236,6 +236,45 @@ def realism(args: Arguments) -> None:
     _of_study(args, "realism")(args.spec, args.real, args.simulated, args.out)
 
 
+def record(args: Arguments) -> None:
+    """Run a command, and record the SHA-256 of all that it reads and writes."""
+    from scanbench.records import recorded
+
+    inner = parser().parse_args(args.command)
+    # What the command writes of itself names the command alone.
+    sys.argv[1:] = args.command
+    recorded(
+        lambda: inner.run_command(inner),
+        command=args.command,
+        config=getattr(inner, "spec", {}),
+        inputs=args.inputs,
+        outputs=args.outputs,
+        results=args.results,
+        record=args.record,
+        temporary=args.temporary,
+    )
+
+
+def verify(args: Arguments) -> int:
+    """Recheck every checksum of a results folder, from the raw files to the figures."""
+    from scanbench.verification import verify
+
+    found = verify(args.results)
+    for note in found.notes:
+        print(f"note: {note}")
+    for fault in found.faults:
+        print(fault)
+    checked = (
+        f"{counted(found.files, 'file')} ({found.size / 1e6:,.1f} MB), "
+        f"{counted(found.records, 'record')}"
+    )
+    if found.faults:
+        print(f"{args.results}: {counted(len(found.faults), 'fault')} in {checked}")
+        return 1
+    print(f"{args.results}: every checksum holds: {checked}")
+    return 0
+
+
 def store_verify(args: Arguments) -> None:
     """Recheck every checksum and rule of a store."""
     from scanbench.store import verify
@@ -367,7 +406,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     def command(
-        name: str, run: Callable[[Arguments], None], paths: Mapping[str, str], spec: bool = True
+        name: str,
+        run: Callable[[Arguments], int | None],
+        paths: Mapping[str, str],
+        spec: bool = True,
     ) -> argparse.ArgumentParser:
         summary = (run.__doc__ or "").splitlines()[0]
         sub = commands.add_parser(name, help=summary, description=summary)
@@ -493,6 +535,18 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     drawn.add_argument("--agreement", type=Path, help="folder of tables, from agreement")
+    kept = command("record", record, {}, spec=False)
+    kept.add_argument("--record", type=Path, required=True, help="record to write (JSON)")
+    for flag, what in {
+        "--inputs": "files and folders that the command reads",
+        "--outputs": "files and folders that it writes, in the results folder",
+    }.items():
+        kept.add_argument(flag, type=Path, nargs="*", default=[], metavar="PATH", help=what)
+    kept.add_argument(
+        "--temporary", nargs="*", default=[], metavar="NAME", help="outputs that will be removed"
+    )
+    kept.add_argument("command", nargs="+", help="-- COMMAND and its arguments")
+    command("verify", verify, {"results": "folder of results, with records/ in it"}, spec=False)
     likened = command(
         "realism",
         realism,
@@ -536,7 +590,7 @@ def parser() -> argparse.ArgumentParser:
         "anomaly", anomaly, {**trained_on, "out": "folder to write tables and figures into"}
     )
     brought = command("deployment", deployment, {**trained_on, "out": "folder to write"})
-    for sub in (scored, compared, drawn, beside, flagged, brought):
+    for sub in (scored, compared, drawn, beside, flagged, brought, kept):
         sub.add_argument(
             "--results",
             type=Path,
@@ -617,17 +671,19 @@ def parser() -> argparse.ArgumentParser:
             default=STUDIES[0],
             help=f"study that the data belong to; default: {STUDIES[0]}",
         )
-    checked = commands.add_parser("store", help="Check a store.", description="Check a store.")
-    actions = checked.add_subparsers(required=True, metavar="ACTION", help="what to do with it")
+    stored = commands.add_parser("store", help="Check a store.", description="Check a store.")
+    actions = stored.add_subparsers(required=True, metavar="ACTION", help="what to do with it")
     summary = (store_verify.__doc__ or "").splitlines()[0]
-    verify = actions.add_parser("verify", help=summary, description=summary)
-    verify.add_argument("store", type=Path, help=trained_on["store"])
-    verify.set_defaults(run_command=store_verify)
+    whole = actions.add_parser("verify", help=summary, description=summary)
+    whole.add_argument("store", type=Path, help=trained_on["store"])
+    whole.set_defaults(run_command=store_verify)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 2 for a mistake that the user can mend.
+
+    `verify` returns 1 if something does not hold.
 
     A stopped command has the status that shells give it, 128 and the number of the signal.
     """
@@ -637,7 +693,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         with stoppable():
-            args.run_command(args)
+            status = args.run_command(args)
     except Stopped as stopped:
         with suppress(BrokenPipeError):  # whoever read the output was stopped too
             print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
@@ -654,7 +710,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         print(f"scanbench: error: {name}{error.strerror or error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,28 @@ from typing import Any
 #: Files of up to so many bytes are compared by content; Snakemake's `--max-checksum-file-size`.
 SMALL = 1_000_000
 
+_watchers: list[set[Path]] = []
+
+
+@contextmanager
+def watching() -> Iterator[set[Path]]:
+    """Give a set to which every file and folder is added that this process puts in its place.
+
+    That is what `replacing` and `replacing_folder` write; some may be gone again later.
+    """
+    placed: set[Path] = set()
+    _watchers.append(placed)
+    try:
+        yield placed
+    finally:
+        _watchers.pop()
+
+
+def _place(part: Path, path: Path) -> None:
+    part.replace(path)
+    for placed in _watchers:
+        placed.add(path)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -44,7 +66,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         # The folder was made with 0o777 less the umask.
         part.chmod(folder.stat().st_mode & 0o666)
-        part.replace(path)
+        _place(part, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,7 +91,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield part
         if path.exists():
             shutil.rmtree(path)
-        part.replace(path)
+        _place(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

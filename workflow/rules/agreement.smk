@@ -12,6 +12,7 @@ rule predict_unlabelled:
     output:
         predictions=of_run("unlabelled.parquet"),
         provenance=of_run("unlabelled.json"),
+        record=of_run("predict_unlabelled.json", below="results/records"),
     log:
         of_run("predict_unlabelled.log", below="results/logs"),
     benchmark:
@@ -23,8 +24,10 @@ rule predict_unlabelled:
     resources:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     shell:
-        "scanbench predict --unlabelled {input.store:q} {input.split:q} {input.weights:q}"
-        " {output.predictions:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "predict --unlabelled {input.store:q} {input.split:q} {input.weights:q}"
+            " {output.predictions:q}"
+        )
 
 
 rule agreement:
@@ -36,7 +39,8 @@ rule agreement:
         split=split_of(compared),
         code=code(f"scanbench.{config['study']}.agreement"),
     output:
-        directory("results/comparisons/{comparison}/agreement"),
+        agreement=directory("results/comparisons/{comparison}/agreement"),
+        record="results/records/agreement/{comparison}.json",
     log:
         "results/logs/agreement/{comparison}.log",
     benchmark:
@@ -47,5 +51,7 @@ rule agreement:
         study=config["study"],
         spec=lambda wildcards: plan.agreement_spec(config, wildcards.comparison),
     shell:
-        "scanbench agreement --study {params.study} --spec {params.spec:q} {input.store:q}"
-        " {input.split:q} {input.scans:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "agreement --study {params.study} --spec {params.spec:q} {input.store:q}"
+            " {input.split:q} {input.scans:q} {output.agreement:q}"
+        )

@@ -12,6 +12,7 @@ rule anomaly_scores:
     output:
         scores=of_run("anomaly.parquet"),
         provenance=of_run("anomaly.json"),
+        record=of_run("anomaly_scores.json", below="results/records"),
     log:
         of_run("anomaly_scores.log", below="results/logs"),
     benchmark:
@@ -23,8 +24,10 @@ rule anomaly_scores:
     params:
         study=config["study"],
     shell:
-        "scanbench anomaly-scores --study {params.study} {input.store:q} {input.split:q}"
-        " {input.weights:q} {output.scores:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "anomaly-scores --study {params.study} {input.store:q} {input.split:q}"
+            " {input.weights:q} {output.scores:q}"
+        )
 
 
 rule anomaly:
@@ -48,6 +51,7 @@ rule anomaly:
         ),
         roc="results/anomalies/{anomaly}/roc.csv",
         provenance="results/anomalies/{anomaly}/anomaly.json",
+        record="results/records/anomaly/{anomaly}.json",
     log:
         "results/logs/anomaly/{anomaly}.log",
     benchmark:
@@ -58,5 +62,7 @@ rule anomaly:
         study=config["study"],
         spec=lambda wildcards: plan.anomaly_spec(config, wildcards.anomaly),
     shell:
-        "scanbench anomaly --study {params.study} --spec {params.spec:q} {input.store:q}"
-        " {input.split:q} $(dirname {output.table:q}) 2>&1 | tee -i {log:q}"
+        recorded(
+            "anomaly --study {params.study} --spec {params.spec:q} {input.store:q}"
+            " {input.split:q} $(dirname {output.table:q})"
+        )

@@ -8,6 +8,7 @@ rule combine:
     output:
         predictions=of_run("predictions.parquet"),
         provenance=of_run("predict.json"),
+        record=of_run("combine.json", below="results/records"),
     log:
         of_run("combine.log", below="results/logs"),
     benchmark:
@@ -19,8 +20,9 @@ rule combine:
     params:
         spec=lambda wildcards: plan.combine_spec(config, wildcards),
     shell:
-        "scanbench combine --spec {params.spec:q} {output.predictions:q} {input.tables:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "combine --spec {params.spec:q} {output.predictions:q} {input.tables:q}"
+        )
 
 
 use rule combine as combine_unlabelled with:
@@ -30,6 +32,7 @@ use rule combine as combine_unlabelled with:
     output:
         predictions=of_run("unlabelled.parquet"),
         provenance=of_run("unlabelled.json"),
+        record=of_run("combine_unlabelled.json", below="results/records"),
     log:
         of_run("combine_unlabelled.log", below="results/logs"),
     benchmark:

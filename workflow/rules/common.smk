@@ -43,6 +43,17 @@ def model_code(stage):
     return listed
 
 
+def recorded(command, options=""):
+    """Give the shell command that runs a stage and records what it reads and writes.
+
+    A rule that has no `record` among its outputs fails. The stage's messages go to the log too.
+    """
+    return (
+        f"scanbench record {options} --record {{output.record:q}} --inputs {{input:q}}"
+        f" --outputs {{output:q}} -- {command} 2>&1 | tee -i {{log:q}}"
+    )
+
+
 def if_there(path):
     """List a user's path as input only if it is there: a dry run needs no data.
 

@@ -6,7 +6,8 @@ rule convert:
         scans="results/data/{dataset}/scans",
         code=code("scanbench.convert"),
     output:
-        "results/data/{dataset}/store.h5",
+        store="results/data/{dataset}/store.h5",
+        record="results/records/convert/{dataset}.json",
     log:
         "results/logs/convert/{dataset}.log",
     benchmark:
@@ -16,4 +17,4 @@ rule convert:
     params:
         spec=lambda wildcards: plan.convert_spec(config, wildcards.dataset),
     shell:
-        "scanbench convert --spec {params.spec:q} {input.scans:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded("convert --spec {params.spec:q} {input.scans:q} {output.store:q}")

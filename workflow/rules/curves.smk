@@ -25,6 +25,7 @@ rule curves:
             labels={"result": "where the baseline is reached"},
         ),
         provenance="results/curves/{name}/curves.json",
+        record="results/records/curves/{name}.json",
     log:
         "results/logs/curves/{name}.log",
     benchmark:
@@ -34,5 +35,6 @@ rule curves:
     params:
         spec=lambda wildcards: plan.curves_spec(config, wildcards.name),
     shell:
-        "scanbench curves --spec {params.spec:q} {input.scores:q} $(dirname {output.figure:q})"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "curves --spec {params.spec:q} {input.scores:q} $(dirname {output.figure:q})"
+        )

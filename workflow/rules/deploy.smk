@@ -10,6 +10,7 @@ rule export:
     output:
         step=of_run("onnx/{form}.onnx"),
         card=of_run("onnx/{form}.md"),
+        record=of_run("export-{form}.json", below="results/records"),
     log:
         of_run("export-{form}.log", below="results/logs"),
     benchmark:
@@ -19,8 +20,9 @@ rule export:
     conda:
         "../../envs/scanbench.yaml"
     shell:
-        "scanbench export --form {wildcards.form:q} $(dirname {input.model:q}) {output.step:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "export --form {wildcards.form:q} $(dirname {input.model:q}) {output.step:q}"
+        )
 
 
 rule predict_exported:
@@ -35,6 +37,7 @@ rule predict_exported:
     output:
         predictions=of_run("onnx/{form}.parquet"),
         provenance=of_run("onnx/{form}.json"),
+        record=of_run("predict-{form}.json", below="results/records"),
     log:
         of_run("predict-{form}.log", below="results/logs"),
     benchmark:
@@ -44,8 +47,10 @@ rule predict_exported:
     conda:
         "../../envs/scanbench.yaml"
     shell:
-        "scanbench predict --exported {input.step:q} {input.store:q} {input.split:q}"
-        " {input.weights:q} {output.predictions:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "predict --exported {input.step:q} {input.store:q} {input.split:q}"
+            " {input.weights:q} {output.predictions:q}"
+        )
 
 
 rule deployment:
@@ -55,7 +60,8 @@ rule deployment:
         split=split_of(deployment_comparison),
         code=code("scanbench.deployment"),
     output:
-        directory("results/deployments/{name}"),
+        deployment=directory("results/deployments/{name}"),
+        record="results/records/deployment/{name}.json",
     log:
         "results/logs/deployment/{name}.log",
     benchmark:
@@ -65,5 +71,7 @@ rule deployment:
     params:
         spec=lambda wildcards: plan.deployment_spec(config, wildcards.name),
     shell:
-        "scanbench deployment --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "deployment --spec {params.spec:q} {input.store:q} {input.split:q}"
+            " {output.deployment:q}"
+        )

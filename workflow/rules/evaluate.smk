@@ -8,7 +8,8 @@ rule evaluate:
         split=split_of(compared),
         code=code("scanbench.evaluation"),
     output:
-        directory("results/comparisons/{comparison}/scores"),
+        scores=directory("results/comparisons/{comparison}/scores"),
+        record="results/records/evaluate/{comparison}.json",
     log:
         "results/logs/evaluate/{comparison}.log",
     benchmark:
@@ -18,5 +19,7 @@ rule evaluate:
     params:
         spec=lambda wildcards: plan.evaluate_spec(config, wildcards.comparison),
     shell:
-        "scanbench evaluate --spec {params.spec:q} {input.store:q} {input.split:q} {output:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "evaluate --spec {params.spec:q} {input.store:q} {input.split:q}"
+            " {output.scores:q}"
+        )

@@ -10,9 +10,10 @@ rule attribute:
         code=code(f"scanbench.{config['study']}.explanation"),
         model_code=model_code(f"scanbench.{config['study']}.explanation"),
     output:
-        directory(
+        attributions=directory(
             "results/explanations/{explanation}/attributions/{experiment}/fold{fold}-seed{seed}"
         ),
+        record="results/records/attribute/{explanation}/{experiment}/fold{fold}-seed{seed}.json",
     log:
         "results/logs/attribute/{explanation}/{experiment}/fold{fold}-seed{seed}.log",
     benchmark:
@@ -25,8 +26,10 @@ rule attribute:
         study=config["study"],
         spec=lambda wildcards: plan.attribute_spec(config, wildcards.explanation),
     shell:
-        "scanbench attribute --study {params.study} --spec {params.spec:q} {input.store:q}"
-        " {input.split:q} {input.weights:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "attribute --study {params.study} --spec {params.spec:q} {input.store:q}"
+            " {input.split:q} {input.weights:q} {output.attributions:q}"
+        )
 
 
 rule explain:
@@ -69,6 +72,7 @@ rule explain:
         ),
         means="results/explanations/{explanation}/curves.csv",
         provenance="results/explanations/{explanation}/explain.json",
+        record="results/records/explain/{explanation}.json",
     log:
         "results/logs/explain/{explanation}.log",
     benchmark:
@@ -79,6 +83,8 @@ rule explain:
         study=config["study"],
         spec=lambda wildcards: plan.explain_spec(config, wildcards.explanation),
     shell:
-        "scanbench explain --study {params.study} --spec {params.spec:q}"
-        " $(dirname {output.provenance:q})/attributions {input.scans:q} {input.store:q}"
-        " $(dirname {output.provenance:q}) 2>&1 | tee -i {log:q}"
+        recorded(
+            "explain --study {params.study} --spec {params.spec:q}"
+            " $(dirname {output.provenance:q})/attributions {input.scans:q} {input.store:q}"
+            " $(dirname {output.provenance:q})"
+        )

@@ -5,7 +5,8 @@ rule simulate:
     input:
         code=code(f"scanbench.{config['study']}.simulate"),
     output:
-        directory("results/data/{dataset}/source"),
+        source=directory("results/data/{dataset}/source"),
+        record="results/records/simulate/{dataset}.json",
     log:
         "results/logs/simulate/{dataset}.log",
     benchmark:
@@ -19,8 +20,10 @@ rule simulate:
         study=config["study"],
         spec=lambda wildcards: plan.simulate_spec(config, wildcards.dataset),
     shell:
-        "scanbench simulate --study {params.study} --spec {params.spec:q} --workers {threads}"
-        " {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "simulate --study {params.study} --spec {params.spec:q} --workers {threads}"
+            " {output.source:q}"
+        )
 
 
 rule fetch:
@@ -28,7 +31,8 @@ rule fetch:
         local=local_clone,
         code=code(f"scanbench.{config['study']}.fetch"),
     output:
-        directory("results/data/{dataset}/source"),
+        source=directory("results/data/{dataset}/source"),
+        record="results/records/fetch/{dataset}.json",
     log:
         "results/logs/fetch/{dataset}.log",
     benchmark:
@@ -42,7 +46,7 @@ rule fetch:
         local=clone_option,
         files=user_files,
     shell:
-        "scanbench fetch --study {params.study} {params.local:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded("fetch --study {params.study} {params.local:q} {output.source:q}")
 
 
 rule ingest:
@@ -52,7 +56,8 @@ rule ingest:
         code=code(f"scanbench.{config['study']}.ingest"),
         readers=reader_code(),
     output:
-        directory("results/data/{dataset}/scans"),
+        scans=directory("results/data/{dataset}/scans"),
+        record="results/records/ingest/{dataset}.json",
     log:
         "results/logs/ingest/{dataset}.log",
     benchmark:
@@ -67,6 +72,8 @@ rule ingest:
         labels=label_option,
         files=user_files,
     shell:
-        "scanbench ingest --study {params.study} --dataset {wildcards.dataset:q} --quiet"
-        " --spec {params.spec:q} --workers {threads} {params.labels:q}"
-        " {params.source:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "ingest --study {params.study} --dataset {wildcards.dataset:q} --quiet --spec"
+            " {params.spec:q} --workers {threads} {params.labels:q} {params.source:q}"
+            " {output.scans:q}"
+        )

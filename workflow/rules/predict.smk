@@ -12,6 +12,7 @@ rule predict:
     output:
         predictions=of_run("predictions.parquet"),
         provenance=of_run("predict.json"),
+        record=of_run("predict.json", below="results/records"),
     log:
         of_run("predict.log", below="results/logs"),
     benchmark:
@@ -23,5 +24,6 @@ rule predict:
     resources:
         gpu=lambda wildcards: plan.gpus(config, wildcards),
     shell:
-        "scanbench predict {input.store:q} {input.split:q} {input.weights:q} {output.predictions:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded(
+            "predict {input.store:q} {input.split:q} {input.weights:q} {output.predictions:q}"
+        )

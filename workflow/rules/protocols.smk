@@ -21,6 +21,7 @@ rule protocols:
             category="{name}",
             labels={"result": "table"},
         ),
+        record="results/records/protocols/{name}.json",
     log:
         "results/logs/protocols/{name}.log",
     benchmark:
@@ -30,5 +31,4 @@ rule protocols:
     params:
         spec=lambda wildcards: plan.protocols_spec(config, wildcards.name),
     shell:
-        "scanbench protocols --spec {params.spec:q} $(dirname {output.figure:q})"
-        " 2>&1 | tee -i {log:q}"
+        recorded("protocols --spec {params.spec:q} $(dirname {output.figure:q})")

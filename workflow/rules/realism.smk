@@ -7,13 +7,14 @@ rule realism:
         simulated=lambda wildcards: realism_store(wildcards, "simulated"),
         code=code(f"scanbench.{config['study']}.realism"),
     output:
-        report(
+        realism=report(
             directory("results/realism/{name}"),
             patterns=["{figure}.svg"],
             caption="../report/realism.rst",
             category="{name}",
             labels={"result": "{figure}"},
         ),
+        record="results/records/realism/{name}.json",
     log:
         "results/logs/realism/{name}.log",
     benchmark:
@@ -24,5 +25,7 @@ rule realism:
         study=config["study"],
         spec=lambda wildcards: plan.realism_spec(config, wildcards.name),
     shell:
-        "scanbench realism --study {params.study} --spec {params.spec:q}"
-        " {input.real:q} {input.simulated:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "realism --study {params.study} --spec {params.spec:q} {input.real:q}"
+            " {input.simulated:q} {output.realism:q}"
+        )

@@ -59,6 +59,7 @@ rule render:
             category="{comparison}",
             labels={"result": "main table"},
         ),
+        record="results/records/render/{comparison}.json",
     log:
         "results/logs/render/{comparison}.log",
     benchmark:
@@ -69,5 +70,7 @@ rule render:
         spec=lambda wildcards: plan.render_spec(config, wildcards.comparison),
         people=people_option,
     shell:
-        "scanbench render {params.people:q} --spec {params.spec:q} {input.scores:q} {input.scans:q} {input.store:q}"
-        " {input.split:q} $(dirname {output.summary:q}) 2>&1 | tee -i {log:q}"
+        recorded(
+            "render {params.people:q} --spec {params.spec:q} {input.scores:q} {input.scans:q}"
+            " {input.store:q} {input.split:q} $(dirname {output.summary:q})"
+        )

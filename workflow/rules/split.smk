@@ -6,7 +6,8 @@ rule copies:
         store="results/data/{dataset}/store.h5",
         code=code("scanbench.copies"),
     output:
-        "results/data/{dataset}/copies/{split}.h5",
+        store="results/data/{dataset}/copies/{split}.h5",
+        record="results/records/copies/{dataset}/{split}.json",
     log:
         "results/logs/copies/{dataset}/{split}.log",
     benchmark:
@@ -16,7 +17,7 @@ rule copies:
     params:
         spec=lambda wildcards: plan.copies_spec(config, wildcards.split),
     shell:
-        "scanbench copies --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded("copies --spec {params.spec:q} {input.store:q} {output.store:q}")
 
 
 rule split:
@@ -24,7 +25,8 @@ rule split:
         store=split_store,
         code=code("scanbench.splits"),
     output:
-        "results/data/{dataset}/splits/{split}.json",
+        split="results/data/{dataset}/splits/{split}.json",
+        record="results/records/split/{dataset}/{split}.json",
     log:
         "results/logs/split/{dataset}/{split}.log",
     benchmark:
@@ -34,5 +36,7 @@ rule split:
     params:
         spec=lambda wildcards: plan.split_spec(config, wildcards.split),
     shell:
-        "scanbench split --dataset {wildcards.dataset:q} --split {wildcards.split:q}"
-        " --spec {params.spec:q} {input.store:q} {output:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "split --dataset {wildcards.dataset:q} --split {wildcards.split:q} --spec"
+            " {params.spec:q} {input.store:q} {output.split:q}"
+        )

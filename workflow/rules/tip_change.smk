@@ -12,6 +12,7 @@ rule tip_change_scores:
     output:
         scores="results/tip-changes/{tip_change}/scores/{experiment}/fold{fold}-seed{seed}.parquet",
         provenance="results/tip-changes/{tip_change}/scores/{experiment}/fold{fold}-seed{seed}.json",
+        record="results/records/tip-changes/{tip_change}/{experiment}/fold{fold}-seed{seed}.json",
     log:
         "results/logs/tip-changes/{tip_change}/{experiment}/fold{fold}-seed{seed}.log",
     benchmark:
@@ -22,8 +23,10 @@ rule tip_change_scores:
         study=config["study"],
         spec=lambda wildcards: plan.tip_change_scores_spec(config, wildcards.tip_change),
     shell:
-        "scanbench tip-change-scores --study {params.study} --spec {params.spec:q} {input.store:q}"
-        " {input.split:q} {input.weights:q} {output.scores:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "tip-change-scores --study {params.study} --spec {params.spec:q} {input.store:q}"
+            " {input.split:q} {input.weights:q} {output.scores:q}"
+        )
 
 
 rule tip_change:
@@ -53,6 +56,7 @@ rule tip_change:
             labels={"result": "largest scores against labels"},
         ),
         provenance="results/tip-changes/{tip_change}/tip_change.json",
+        record="results/records/tip-changes/{tip_change}.json",
     log:
         "results/logs/tip-changes/{tip_change}.log",
     benchmark:
@@ -63,6 +67,8 @@ rule tip_change:
         study=config["study"],
         spec=lambda wildcards: plan.tip_change_spec(config, wildcards.tip_change),
     shell:
-        "scanbench tip-changes --study {params.study} --spec {params.spec:q} {input.store:q}"
-        " {input.split:q} {input.scans:q} $(dirname {output.figure:q})/scores"
-        " $(dirname {output.figure:q}) 2>&1 | tee -i {log:q}"
+        recorded(
+            "tip-changes --study {params.study} --spec {params.spec:q} {input.store:q}"
+            " {input.split:q} {input.scans:q} $(dirname {output.figure:q})/scores"
+            " $(dirname {output.figure:q})"
+        )

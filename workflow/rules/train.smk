@@ -15,6 +15,7 @@ rule train:
         history=of_run("history.csv"),
         seen=of_run("seen.txt"),
         provenance=of_run("train.json"),
+        record=of_run("train.json", below="results/records"),
     log:
         of_run("train.log", below="results/logs"),
     benchmark:
@@ -30,6 +31,10 @@ rule train:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
         chosen=chosen_option,
         foundations=foundation_options,
+        temporary=[],
     shell:
-        "scanbench train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
-        " {input.store:q} {input.split:q} {output.weights:q} 2>&1 | tee -i {log:q}"
+        recorded(
+            "train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
+            " {input.store:q} {input.split:q} {output.weights:q}",
+            options="{params.temporary:q}",
+        )

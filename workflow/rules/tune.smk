@@ -14,6 +14,7 @@ use rule train as trial with:
         history=of_search("trial{trial}/history.csv"),
         seen=of_search("trial{trial}/seen.txt"),
         provenance=of_search("trial{trial}/train.json"),
+        record=of_search("trial{trial}.json", below="results/records"),
     log:
         of_search("trial{trial}.log", below="results/logs"),
     benchmark:
@@ -22,6 +23,7 @@ use rule train as trial with:
         spec=lambda wildcards: plan.trial_spec(config, wildcards),
         chosen=[],
         foundations=lambda wildcards: foundation_options(of_trial(wildcards)),
+        temporary=["--temporary", "weights.safetensors"],
 
 
 rule choose:
@@ -31,6 +33,7 @@ rule choose:
     output:
         chosen=of_search("chosen.json"),
         provenance=of_search("choose.json"),
+        record=of_search("choose.json", below="results/records"),
     log:
         of_search("choose.log", below="results/logs"),
     benchmark:
@@ -41,5 +44,4 @@ rule choose:
         spec=lambda wildcards: plan.choose_spec(config, wildcards),
         trials=trial_folders,
     shell:
-        "scanbench choose --spec {params.spec:q} {output.chosen:q} {params.trials:q}"
-        " 2>&1 | tee -i {log:q}"
+        recorded("choose --spec {params.spec:q} {output.chosen:q} {params.trials:q}")

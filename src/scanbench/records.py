@@ -1,0 +1,367 @@
+"""The record of a job: what went in and what came out, each file by its SHA-256.
+
+Every rule of the workflow runs its command through `scanbench record`, which writes one record per
+job below `results/records`. Files are named by their path in the results folder, so that it can be
+moved. Together the records are a graph from each figure down to the raw files: `verification`
+checks it, `tracing` walks it, `crate` exports it. A record holds no times: the same job on the same
+inputs with the same code writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from scanbench import provenance, sources
+from scanbench.errors import UserError
+from scanbench.files import canonical_json, sha256_of, watching, write_json
+
+SCHEMA_VERSION = 1
+
+#: Folder of the records in the results folder.
+FOLDER = "records"
+
+#: Files hashed at the same time; hashing lets go of the interpreter.
+THREADS = 4
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one job read and wrote.
+
+    Attributes
+    ----------
+    stage
+        The stage: the first word of the command.
+    command
+        The command without its `--spec`, which is `config`.
+    config
+        The part of the configuration that the job was given; empty if none.
+    commit, dirty
+        Of the source tree; None where it is no git checkout.
+    code
+        SHA-256 over names and contents of the sources that the rule lists as its inputs.
+    versions
+        Of Python, Scanbench and the packages that can change a number.
+    inputs, outputs
+        Path in the results folder → SHA-256.
+    raw
+        Path outside the results folder, as the configuration names it → SHA-256: the user's own.
+    temporary
+        Outputs that the workflow removes once nothing needs them any more.
+    """
+
+    stage: str
+    command: str
+    config: Mapping[str, Any]
+    commit: str | None
+    dirty: bool | None
+    code: str
+    versions: Mapping[str, str]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    raw: Mapping[str, str] = field(default_factory=dict)
+    temporary: Sequence[str] = ()
+
+    @property
+    def seeds(self) -> dict[str, Any]:
+        """Every seed of the configuration, by its dotted key."""
+        return {
+            key: value
+            for key, value in flattened(self.config).items()
+            if key.rpartition(".")[2] in ("seed", "seeds")
+        }
+
+
+def flattened(config: Mapping[str, Any], below: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{below}{key}"
+        if isinstance(value, Mapping):
+            found |= flattened(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+# ----------------------------------------------------------------------------------------- hashing
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder, sorted; hidden ones are nobody's result."""
+    if not path.is_dir():
+        return [path]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def hashes(paths: Sequence[Path], what: str) -> dict[Path, str]:
+    """Hash many files, in chunks, some at a time, with a bar that counts bytes.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    what
+        What the bar says is being done.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    """
+    paths = list(dict.fromkeys(paths))
+    sizes = {path: path.stat().st_size for path in paths}
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        # A short job needs no bar.
+        tqdm(total=sum(sizes.values()), desc=what, unit="B", unit_scale=True, delay=2) as bar,
+    ):
+        found = {}
+        for path, digest in zip(paths, pool.map(sha256_of, paths), strict=True):
+            found[path] = digest
+            bar.update(sizes[path])
+    return found
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def recorded(
+    run: Callable[[], None],
+    *,
+    command: Sequence[str],
+    config: Mapping[str, Any],
+    inputs: Iterable[Path],
+    outputs: Sequence[Path],
+    results: Path,
+    record: Path,
+    temporary: Sequence[str] = (),
+) -> Record:
+    """Run a job's stage, and write the record of what it read and wrote.
+
+    Inputs are hashed before the stage begins, so that the record tells of what it read.
+
+    Parameters
+    ----------
+    run
+        The stage.
+    command
+        Its words, without the name of the program.
+    config
+        The part of the configuration that it is given.
+    inputs
+        Files and folders; sources of this package among them count as code.
+    outputs
+        Files and folders in `results` that it promises, the record itself may be among them. What
+        else it writes there counts too.
+    results
+        The results folder.
+    record
+        The JSON file to write.
+    temporary
+        Names of outputs that the workflow will remove.
+
+    Raises
+    ------
+    UserError
+        If an input is missing, or an output is after the run or lies outside `results`.
+    """
+    stage = command[0]
+    wanted = list(inputs)
+    code = [path for path in wanted if path.resolve().is_relative_to(sources.ROOT)]
+    data = [file for path in wanted if path not in set(code) for file in files_below(path)]
+    for path in (*code, *data):
+        if not path.is_file():
+            raise UserError(f"{path}: missing: {stage} needs it")
+    told = dict(config)  # a stage may take its options apart
+    config = json.loads(canonical_json(told))
+    before = hashes(data, f"hash what {stage} reads")
+    inside = {path: digest for path, digest in before.items() if _name(path, results)}
+    with watching() as placed:
+        run()
+    for path in outputs:
+        if not _name(path, results):
+            raise UserError(f"{path}: lies outside {results}: results are written there")
+        if path != record and not path.exists():
+            raise UserError(f"{path}: {stage} should have written it")
+    made = _made({*outputs, *placed} - {record}, results)
+    commit, dirty = provenance.git_state()
+    written = Record(
+        stage=stage,
+        command=provenance.command_line(_without_spec(command)),
+        config=config,
+        commit=commit,
+        dirty=dirty,
+        code=_code_digest(code),
+        versions=provenance.versions(),
+        inputs=_named(inside, results),
+        outputs=_named(hashes(made, f"hash what {stage} wrote"), results),
+        raw={path.as_posix(): digest for path, digest in before.items() if path not in inside},
+        temporary=[_name(path, results) for path in made if path.name in temporary],
+    )
+    write_json(record, _sealed(written))
+    return written
+
+
+def _name(path: Path, results: Path) -> str:
+    """Return a path in the results folder as the records name it; nothing if it is not in there."""
+    full, root = Path(os.path.abspath(path)), Path(os.path.abspath(results))
+    return full.relative_to(root).as_posix() if full.is_relative_to(root) else ""
+
+
+def _made(paths: Iterable[Path], results: Path) -> list[Path]:
+    """Return the files of what is there of `paths` and is no scratch file, sorted by name."""
+    files = {
+        _name(file, results): file
+        for path in paths
+        if path.exists() and "/." not in f"/{_name(path, results)}"
+        for file in files_below(path)
+    }
+    return [file for name, file in sorted(files.items()) if name]
+
+
+def _named(digests: Mapping[Path, str], results: Path) -> dict[str, str]:
+    return {_name(path, results): digest for path, digest in digests.items()}
+
+
+def _without_spec(command: Sequence[str]) -> list[str]:
+    words = list(command)
+    if "--spec" in words:
+        at = words.index("--spec")
+        del words[at : at + 2]
+    return words
+
+
+def _code_digest(code: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({path.resolve() for path in code}):
+        name = path.relative_to(sources.ROOT).as_posix()
+        digest.update(f"{name}\t{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sealed(record: Record) -> dict[str, Any]:
+    """Return a record as JSON with a checksum over itself, so that no change goes unseen."""
+    content = {"schema_version": SCHEMA_VERSION, **asdict(record)}
+    return {**content, "sha256": _digest(content)}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def read_record(path: Path) -> Record:
+    """Read a record, and refuse one that is not what was written.
+
+    Raises
+    ------
+    UserError
+        With what is wrong with it, without its path.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise UserError("is damaged: it is no JSON") from None
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise UserError("is no record of a job")
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"is a record of form {content['schema_version']!r}, and this version of Scanbench "
+            f"reads form {SCHEMA_VERSION}"
+        )
+    seal = content.pop("sha256", None)
+    try:
+        if seal != _digest(content):
+            raise UserError("is damaged: it does not match its own checksum")
+        del content["schema_version"]
+        record = Record(**content)
+        for table in (record.inputs, record.outputs, record.raw):
+            for name, digest in table.items():
+                if not _SHA256.fullmatch(digest):
+                    raise ValueError(digest)
+                if table is not record.raw and not _stays_below(name):
+                    raise UserError(f"names a file outside the results folder: {name!r}")
+        if not isinstance(record.config, dict) or not isinstance(record.versions, dict):
+            raise TypeError("config")
+    except (TypeError, ValueError, AttributeError):
+        raise UserError("is no record of a job") from None
+    return record
+
+
+def _stays_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def record_files(results: Path) -> Iterator[tuple[str, Path]]:
+    """Give name in the results folder and path of each file that should be a record."""
+    folder = results / FOLDER
+    if folder.is_dir():
+        for path in files_below(folder):
+            yield path.relative_to(results).as_posix(), path
+
+
+def read_records(results: Path) -> tuple[dict[str, Record], dict[str, Damaged]]:
+    """Read all records of a results folder.
+
+    Returns
+    -------
+    tuple
+        Name of each record's file in the results folder → the record; and → what is wrong with it.
+
+    Raises
+    ------
+    UserError
+        If the folder is missing or holds no records.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder")
+    good: dict[str, Record] = {}
+    bad: dict[str, Damaged] = {}
+    for name, path in record_files(results):
+        try:
+            good[name] = read_record(path)
+        except UserError as error:
+            bad[name] = Damaged(str(error), _claims(path))
+    if not good and not bad:
+        raise UserError(
+            f"{results}: no {FOLDER}/ in it: nothing has run, or it was made by a version of "
+            "Scanbench that kept no records; run again to have them"
+        )
+    return good, bad
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file that should be a record: what is wrong, and the outputs that it still names."""
+
+    why: str
+    claims: Sequence[str]
+
+
+def _claims(path: Path) -> list[str]:
+    try:
+        return list(json.loads(path.read_bytes())["outputs"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []

@@ -1,0 +1,248 @@
+"""The record of a job, and a results folder whose every byte it accounts for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanbench import sources
+from scanbench.cli import main
+from scanbench.errors import UserError
+from scanbench.files import replacing, replacing_folder, sha256_of
+from scanbench.records import FOLDER, Record, _digest, read_record, recorded
+from scanbench.verification import verify
+
+
+def write(path: Path, text: str) -> Path:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+class Study:
+    """Two seeds' weights made from a store of two raw files, a table and a figure."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results = folder / "results"
+        self.raw = folder / "raw"
+        for name in ("a.sxm", "b.sxm"):
+            write(self.raw / name, name)
+        self.job("ingest", [self.raw], ["data/d/scans"], self._scans)
+        self.job("convert", ["data/d/scans"], ["data/d/store.h5"])
+        for seed in (0, 1):
+            self.job("train", ["data/d/store.h5"], [f"runs/{seed}/weights"], seed=seed)
+        self.job("evaluate", ["runs/0/weights", "runs/1/weights"], ["scores/metrics.csv"])
+        self.job("render", ["scores/metrics.csv"], ["figures/lines.svg"], self._figure)
+
+    def _scans(self) -> None:
+        with replacing_folder(self.results / "data/d/scans") as part:
+            for name in ("manifest.csv", "shard.npz"):
+                (part / name).write_text(f"{name} of {sha256_of(self.raw / 'a.sxm')}")
+
+    def _figure(self) -> None:
+        for suffix in ("svg", "pdf"):
+            write(self.results / f"figures/lines.{suffix}", suffix)
+
+    def job(
+        self,
+        stage: str,
+        inputs: Sequence[str | Path],
+        outputs: Sequence[str],
+        run: Callable[[], None] | None = None,
+        seed: int | None = None,
+        temporary: Sequence[str] = (),
+    ) -> Record:
+        record = self.results / FOLDER / f"{stage}{'' if seed is None else seed}.json"
+        return recorded(
+            run or (lambda: [write(self.results / o, f"{stage} {seed}") for o in outputs] and None),
+            command=[stage, "--spec", json.dumps({"seed": seed}), *outputs],
+            config={"seed": seed},
+            inputs=[
+                *(self.results / path if isinstance(path, str) else path for path in inputs),
+                sources.ROOT / "files.py",
+            ],
+            outputs=[*(self.results / path for path in outputs), record],
+            results=self.results,
+            record=record,
+            temporary=temporary,
+        )
+
+    def faults(self) -> list[str]:
+        return [fault.path for fault in verify(self.results).faults]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
+def test_a_record_tells_of_all_that_was_read_and_written(study: Study) -> None:
+    record = read_record(study.results / FOLDER / "render.json")
+    written = {"figures/lines.pdf", "figures/lines.svg"}  # the first was not promised
+    assert record.outputs == {name: sha256_of(study.results / name) for name in written}
+    assert record.inputs == {"scores/metrics.csv": sha256_of(study.results / "scores/metrics.csv")}
+    assert record.command == "scanbench render figures/lines.svg"
+    trained = read_record(study.results / FOLDER / "train1.json")
+    assert trained.seeds == {"seed": 1}
+    ingested = read_record(study.results / FOLDER / "ingest.json")
+    assert ingested.raw == {str(path): sha256_of(path) for path in sorted(study.raw.iterdir())}
+    assert set(ingested.outputs) == {"data/d/scans/manifest.csv", "data/d/scans/shard.npz"}
+
+
+def test_the_same_job_writes_the_same_record(tmp_path: Path) -> None:
+    texts = set()
+    for name in ("one", "two"):
+        folder = Study(tmp_path / name).results / FOLDER
+        texts.add((folder / "evaluate.json").read_bytes())
+    assert len(texts) == 1
+
+
+def test_whole_results_verify_wherever_they_lie(study: Study, tmp_path: Path) -> None:
+    found = verify(study.results)
+    assert (found.faults, found.notes, found.files, found.records) == ([], [], 10, 6)
+    moved = shutil.move(study.results, tmp_path / "elsewhere" / "archive")
+    shutil.rmtree(study.raw)
+    found = verify(moved)
+    assert found.faults == []
+    assert [note.rpartition(": ")[2] for note in found.notes] == ["not checked"]
+
+
+FILES = (
+    "data/d/scans/manifest.csv",
+    "data/d/scans/shard.npz",
+    "data/d/store.h5",
+    "runs/0/weights",
+    "scores/metrics.csv",
+    "figures/lines.pdf",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_byte_is_found_and_so_is_a_missing_file(study: Study, name: str) -> None:
+    path = study.results / name
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert study.faults() == [name]
+    path.write_bytes(whole)
+    assert study.faults() == []
+    path.unlink()
+    assert study.faults() == [name]
+
+
+def test_swapped_weights_are_both_named(study: Study) -> None:
+    first, second = (study.results / f"runs/{seed}/weights" for seed in (0, 1))
+    other = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(other)
+    assert study.faults() == ["runs/0/weights", "runs/1/weights"]
+
+
+def test_what_was_made_from_replaced_files_is_stale(study: Study) -> None:
+    weights = study.results / "runs/1/weights"
+    study.job(
+        "train", ["data/d/store.h5"], ["runs/1/weights"], lambda: write(weights, "!") and None, 1
+    )
+    (fault,) = verify(study.results).faults
+    assert fault.path == "scores/metrics.csv"
+    assert "made from another runs/1/weights" in fault.what
+
+
+def test_an_edited_raw_file_is_named(study: Study) -> None:
+    write(study.raw / "b.sxm", "edited")
+    assert study.faults() == [str(study.raw / "b.sxm")]
+    (study.raw / "a.sxm").unlink()
+    assert study.faults() == [str(study.raw / name) for name in ("a.sxm", "b.sxm")]
+
+
+def test_files_without_record_are_named_but_for_messages_and_times(study: Study) -> None:
+    for name in ("logs/train.log", "benchmarks/train.tsv", "README.md", "report-quick.html"):
+        write(study.results / name, "")
+    assert study.faults() == []
+    write(study.results / "figures/foreign.svg", "")
+    assert study.faults() == ["figures/foreign.svg"]
+    write(study.results / "figures/another.svg", "")
+    assert study.faults() == ["figures/"]
+    (study.results / FOLDER / "convert.json").unlink()
+    assert study.faults() == ["data/d/store.h5", "figures/"]
+
+
+def test_a_temporary_output_may_be_gone_and_no_other(study: Study) -> None:
+    outputs = ["trial/weights", "trial/history.csv"]
+    study.job("trial", ["data/d/store.h5"], outputs, temporary=["weights"])
+    assert study.faults() == []
+    (study.results / "trial/weights").unlink()
+    assert study.faults() == []
+    (study.results / "trial/history.csv").unlink()
+    assert study.faults() == ["trial/history.csv"]
+
+
+def test_of_two_records_of_one_file_the_older_is_named(study: Study) -> None:
+    study.job("combine", ["data/d/store.h5"], ["runs/1/weights"])
+    assert study.faults() == ["records/train1.json", "scores/metrics.csv"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(tmp_path_factory.mktemp("one"))
+
+
+@given(at=st.integers(0), bit=st.integers(0, 7))
+def test_any_changed_bit_of_a_record_is_seen(one: Study, at: int, bit: int) -> None:
+    whole = (one.results / FOLDER / "evaluate.json").read_bytes()
+    at %= len(whole)
+    path = one.results.parent / "changed.json"
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+    try:
+        read_record(path)
+    except UserError:
+        return
+    assert json.loads(path.read_bytes()) == json.loads(whole)  # only white space has no meaning
+
+
+def test_a_damaged_record_is_all_that_is_named(study: Study) -> None:
+    path = study.results / FOLDER / "train0.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 3'))
+    (fault,) = verify(study.results).faults
+    assert fault.path == "records/train0.json"
+    assert fault.mend == "delete it and runs/0/weights, and run again"
+
+
+def test_a_record_that_points_out_of_the_folder_is_refused(study: Study) -> None:
+    path = study.results / FOLDER / "convert.json"
+    for content in ("[" * 100_000, "[]", "{}", '{"schema_version": 0}', '{"schema_version": 1}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"record|damaged"):
+            read_record(path)
+    path = study.results / FOLDER / "evaluate.json"
+    content = json.loads(path.read_bytes())
+    content["outputs"] = {"../../etc/passwd": "0" * 64}
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "sha256": _digest(content)}))
+    with pytest.raises(UserError, match="outside the results folder"):
+        read_record(path)
+
+
+def test_a_job_that_did_not_write_what_it_promised_is_refused(study: Study) -> None:
+    with pytest.raises(UserError, match=r"missing\.h5: convert should have written it"):
+        study.job("convert", [], ["data/missing.h5"], lambda: None)
+    with pytest.raises(UserError, match=r"lacking\.h5: missing: train needs it"):
+        study.job("train", ["data/lacking.h5"], ["weights"])
+
+
+def test_verify_on_the_command_line(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(study.results)]) == 0
+    assert "every checksum holds: 10 files" in capsys.readouterr().out
+    write(study.results / "scores/metrics.csv", "better")
+    assert main(["verify", str(study.results)]) == 1
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("scores/metrics.csv: its SHA-256 is ")
+    assert first.endswith(": delete it and run again")
+    assert last.startswith(f"{study.results}: 1 fault in ")
+    assert main(["verify", str(study.raw)]) == 2
+    assert "kept no records" in capsys.readouterr().err
