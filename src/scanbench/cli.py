@@ -26,6 +26,9 @@ Arguments = argparse.Namespace
 
 STUDIES = ("tipstate",)
 
+#: Columns of a page on which no path is broken.
+WIDE = 10_000
+
 
 def _of_study(args: Arguments, module: str, stage: str | None = None) -> Callable[..., Any]:
     """Give the function of a stage that each study has for itself; by default its module's name."""
@@ -273,6 +276,20 @@ def verify(args: Arguments) -> int:
         return 1
     print(f"{args.results}: every checksum holds: {checked}")
     return 0
+
+
+def trace(args: Arguments) -> None:
+    """Show what a result goes back to, step by step down to the raw files."""
+    from rich.console import Console
+
+    from scanbench.tracing import trace, tree
+
+    chain = trace(args.file)
+    if args.json:
+        print(json.dumps(chain.as_json(), indent=1, ensure_ascii=False))
+    else:
+        # Paths are for copying: the terminal may break lines, the table does not.
+        Console(highlight=False, width=WIDE).print(tree(chain, everything=args.files))
 
 
 def store_verify(args: Arguments) -> None:
@@ -556,6 +573,15 @@ def parser() -> argparse.ArgumentParser:
             "out": "folder to write figures and the table into",
         },
     )
+    traced = command(
+        "trace",
+        trace,
+        {"file": "figure, table, weights, or any other file or folder of a results folder"},
+        spec=False,
+    )
+    how = traced.add_mutually_exclusive_group()
+    how.add_argument("--files", action="store_true", help="list every file, with whole hashes")
+    how.add_argument("--json", action="store_true", help="print everything as JSON")
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
     attributed = command(
         "attribute",
