@@ -5,8 +5,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import gwyfile.objects as gwy
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
+
+from scanbench.tipstate.readers.png import orange_map
+from scanbench.tipstate.sxm import Channel, Header, write_sxm
 
 DATA = Path(os.environ.get("SCANBENCH_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -89,3 +95,27 @@ def rhk(pages: list[tuple[int, int, np.ndarray]], completed: str = "") -> bytes:
     out += struct.pack("<3I", 0, len(prm), 0) + prm
     out += struct.pack("<4I", len(pages), 1, 0, 0) + _objects((2, array_at, len(entries)))
     return out + bytes(entries) + bytes(body)
+
+
+def build(suffix: str, path: Path) -> None:
+    """Write a small good file of the format that `suffix` names."""
+    images = np.stack([ramp(4, 5), 2 * ramp(4, 5)])
+    if suffix == ".sxm":
+        header = Header(width_m=1e-9, height_m=1e-9, line_time_s=1, bias_v=1, setpoint_a=1e-10)
+        write_sxm(path, header, {"Z": Channel(unit="m", forward_LP=ramp(), backward_LP=ramp())})
+    elif suffix == ".dat":
+        path.write_bytes(createc(np.stack([ramp(), ramp()])))
+    elif suffix == ".sm4":
+        path.write_bytes(rhk([(1, 0, ramp())]))
+    elif suffix == ".gwy":
+        container = gwy.GwyContainer()
+        container["/0/data"] = gwy.GwyDataField(ramp().astype(float), si_unit_xy="m")
+        container.tofile(str(path))
+    elif suffix == ".png":
+        Image.fromarray(orange_map()[np.arange(40).reshape(5, 8)]).save(path)
+    elif suffix == ".npz":
+        np.savez(path, images=images, labels=np.array([0, 1]))
+    elif suffix == ".mat":
+        with h5py.File(path, "w") as file:
+            file["x_raw"] = images.reshape(-1, 5)
+            file["y"] = np.eye(2)
