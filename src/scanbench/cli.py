@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scanbench import __version__, plan
+from scanbench import STUDIES, __version__, plan
 from scanbench.errors import UserError, counted
+from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
 
 if TYPE_CHECKING:
     from scanbench.tipstate.ingest import IngestSummary
 
 Arguments = argparse.Namespace
-
-STUDIES = ("tipstate",)
 
 #: Columns of a page on which no path is broken.
 WIDE = 10_000
@@ -399,7 +397,7 @@ def _runs(args: Arguments) -> dict[str, list[Path]]:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"no JSON ({error}): {text}") from None
     if not isinstance(value, dict):

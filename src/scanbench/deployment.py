@@ -9,7 +9,6 @@ Shape suffixes: S seeds, N rows, C classes, B resamples, K units (groups).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ import numpy as np
 import pandas as pd
 
 from scanbench import comparison, metrics, provenance
-from scanbench.errors import UserError
 from scanbench.export import FORMS, metadata, model_card
-from scanbench.files import replacing, replacing_folder, sha256_of, write_json
+from scanbench.files import read_json, replacing, replacing_folder, sha256_of, write_json
 from scanbench.metrics import Table
 from scanbench.plotting import number, with_interval
 from scanbench.predictions import (
@@ -112,10 +110,7 @@ def _of_files(runs: Sequence[Path], form: str) -> dict[str, float]:
     differences, sizes = [], []
     for run in runs:
         path = run / f"onnx/{form}.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); predict again") from None
+        found = read_json(path, "predict again")
         differences.append(found["largest_logit_difference"])
         sizes.append((run / f"onnx/{form}.onnx").stat().st_size / 1e6)
     return {"largest_logit_difference": max(differences), "megabytes": max(sizes)}

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from scanbench import provenance
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
+from scanbench.parquet import read_parquet
 from scanbench.predictions import COLUMNS, read_table
 
 SAMPLE = ["scan_id", "first_line"]
@@ -108,9 +108,10 @@ def combine(
         If a table is missing or malformed, or the members do not fit together.
     """
     started = time.time()
-    if all(path.is_file() and not pq.read_metadata(path).num_rows for path in members.values()):
+    found = [read_parquet(path, "run predict again") for path in members.values()]
+    if all(table.empty for table in found):
         # Where every scan of the tested groups has a label, nothing was asked of those without.
-        table = pd.read_parquet(next(iter(members.values())))
+        table = found[0]
     else:
         tables = {name: read_table(path, classes, f"{path}") for name, path in members.items()}
         table = pooled(tables)

@@ -22,3 +22,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is one: `1 group`, `2 groups`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, to stand in a one-line message."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from scanbench.errors import UserError, first_line
 
 #: Files of up to so many bytes are compared by content; Snakemake's `--max-checksum-file-size`.
 SMALL = 1_000_000
@@ -152,6 +154,51 @@ def files_digest(path: str | Path) -> str:
         entry = f"{file.relative_to(root.parent)}\t{content}\n"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON text holds, of whatever origin.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, is nested too deeply to be read, or holds NaN or infinity, which JSON does
+        not know but Python would let pass.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def read_json(path: str | Path, mend: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mend
+        Ends each message: what to do about it.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or holds anything else.
+    """
+    try:
+        value = parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {mend}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON ({first_line(error)}); {mend}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; {mend}")
+    return value
 
 
 def canonical_json(value: Any) -> str:

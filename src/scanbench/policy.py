@@ -8,19 +8,54 @@ or with a single fold, on these very scans.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from scanbench.errors import UserError, did_you_mean
+from scanbench.files import read_json
 from scanbench.stopping import FIGURES, Tried
 
 SCHEMA_VERSION = 2
-#: Keys of a policy file; each of them is needed.
-KEYS = ("classes", "first_line", "policies", "split_sha256", "store_sha256", "weights")
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_COUNT = {"type": "integer", "minimum": 0}
+
+
+def _needs(**properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object that has these keys, perhaps among others."""
+    return {"type": "object", "required": sorted(properties), "properties": properties}
+
+
+#: What a monitor reads of a policy file.
+_CHECK = Draft202012Validator(
+    _needs(
+        classes=_NAMES,
+        first_line=_COUNT,
+        store_sha256={"type": "string"},
+        split_sha256={"type": "string"},
+        weights={"type": "object", "additionalProperties": _NAMES},
+        policies={
+            "type": "array",
+            "items": _needs(
+                experiment={"type": "string"},
+                limit={"type": "number"},
+                rules={
+                    "type": "array",
+                    "items": _needs(
+                        fold=_COUNT,
+                        seed=_COUNT,
+                        threshold={"type": ["number", "null"], "minimum": 0, "maximum": 1},
+                        patience={"type": "integer", "minimum": 1},
+                    ),
+                },
+            ),
+        },
+    )
+)
 
 
 def policy_document(
@@ -222,12 +257,10 @@ def read_policy(path: Path) -> dict[str, Any]:
     UserError
         If it is none, or of another version.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a policy.json") from None
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+    document = read_json(path, "give a policy.json")
+    if document.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path}: is no policy of schema_version {SCHEMA_VERSION}; evaluate again")
-    if missing := [key for key in KEYS if key not in document]:
-        raise UserError(f"{path}: key {missing[0]!r} is missing; evaluate again")
+    if error := best_match(_CHECK.iter_errors(document)):
+        said = " ".join(f"{error.json_path}: {error.message}".split())
+        raise UserError(f"{path}: is no policy ({said}); evaluate again")
     return document

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
+from scanbench.parquet import read_parquet
 from scanbench.split_file import read_split
 from scanbench.store import Store
 
@@ -159,7 +160,7 @@ def read_table(path: Path, classes: Sequence[str], where: str) -> pd.DataFrame:
     UserError
         If there is no such file, or it is malformed; see `check_table`.
     """
-    frame = _read(path, where)
+    frame = read_parquet(path, "run predict again", where=where)
     check_table(frame, classes, where)
     return frame[[*COLUMNS, *class_columns(classes)]]
 
@@ -174,16 +175,6 @@ def weights_of(paths: Iterable[str | Path]) -> list[str]:
     """Return the SHA-256 of the weights that tables of predictions are of; an ensemble has none."""
     told = [pq.read_schema(table_path(path)).metadata or {} for path in paths]
     return [own[WEIGHTS_KEY].decode("ascii") for own in told if WEIGHTS_KEY in own]
-
-
-def _read(path: Path, where: str) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UserError(f"{where} does not exist: run predict first") from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where} is no Parquet file ({reason}): run predict again") from None
 
 
 def check_table(frame: pd.DataFrame, classes: Sequence[str], where: str) -> None:
@@ -207,6 +198,9 @@ def check_table(frame: pd.DataFrame, classes: Sequence[str], where: str) -> None
         )
     if frame.empty:
         raise UserError(f"{where}: the table has no rows: run predict again")
+    for column in ("scan_id", "group"):
+        if pd.api.types.infer_dtype(frame[column]) != "string":
+            raise UserError(f"{where}: column {column!r} must hold text: run predict again")
     for column in INTEGERS:
         if not pd.api.types.is_integer_dtype(frame[column]):
             raise UserError(

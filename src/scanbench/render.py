@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from tqdm import tqdm
 
 from scanbench import plotting, provenance, summary, tables
 from scanbench.errors import UserError
-from scanbench.files import replacing, write_json
+from scanbench.files import read_json, replacing, write_json
+from scanbench.parquet import read_parquet
 from scanbench.plotting import History, Sheet
 from scanbench.policy import read_policy
 from scanbench.runs import WEIGHTS
@@ -37,6 +37,7 @@ SPEC_KEYS = (
     "scheme", "seeds", "simulated", "split", "title",
 )  # fmt: skip
 
+AGAIN = "run the stage before again"
 RUN_FILES = ("history.csv", "model.json", "train.json", "predictions.parquet", WEIGHTS)
 
 PEOPLE_COLUMNS = {
@@ -108,7 +109,7 @@ class Material:
         known = ["scan_id", "fold", "seed", "first_line", "lines_seen"]
         columns = [*known, *(f"p_{c}" for c in self.classes)]
         frames = [
-            pd.read_parquet(run / "predictions.parquet", columns=columns)
+            read_parquet(run / "predictions.parquet", AGAIN, columns=columns)
             for run in self.runs[experiment]
         ]
         return pd.concat(frames, ignore_index=True)
@@ -266,7 +267,7 @@ def _read(
         spec=spec,
         classes=store.classes,
         scores=frames,
-        evaluation=_json(scores / "evaluate.json"),
+        evaluation=read_json(scores / "evaluate.json", AGAIN),
         policy=read_policy(scores / "policy.json"),
         runs=runs,
         histories=histories,
@@ -274,7 +275,7 @@ def _read(
         searches=searches,
         manifest=read_csv(scans / "manifest.csv", MANIFEST_COLUMNS),
         rejected=read_csv(scans / "rejected.csv", "file reason"),
-        split=_json(split),
+        split=read_json(split, AGAIN),
         store=store,
     )
 
@@ -290,7 +291,7 @@ class _Trained:
 
 def _trained(run: Path) -> _Trained:
     model, train, predict = (
-        _json(run / f"{stage}.json") for stage in ("model", "train", "predict")
+        read_json(run / f"{stage}.json", AGAIN) for stage in ("model", "train", "predict")
     )
     return _Trained(
         history=History(
@@ -320,18 +321,6 @@ def _together(costs: Sequence[Mapping[str, float]]) -> pd.Series:
 def _of_member(run: Path, member: str) -> Path:
     """Return the folder of a member's run of the same fold and seed."""
     return run.parent.with_name(member) / run.name
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage before again") from None
-    except ValueError:
-        raise UserError(f"{path}: not JSON; run the stage before again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; run the stage before again")
-    return value
 
 
 def _input_files(

@@ -7,7 +7,6 @@ taken for one. Nothing is unpickled.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scanbench import STUDIES
 from scanbench.errors import UserError
-from scanbench.files import replacing, sha256_of, write_json
+from scanbench.files import read_json, replacing, sha256_of, write_json
 
 if TYPE_CHECKING:
     from scanbench.store import Store
@@ -152,14 +152,17 @@ def load_run(folder: str | Path, *, withheld: bool = False) -> Run:
             f"{folder / WEIGHTS}: does not match {META} (sha256); the file is damaged or of "
             "another training: train the run again"
         )
-    model = build_model(
-        meta["study"],
-        meta["model"],
-        meta["options"],
-        lines=meta["lines"],
-        pixels=meta["pixels"],
-        classes=len(meta["classes"]),
-    )
+    try:
+        model = build_model(
+            meta["study"],
+            meta["model"],
+            meta["options"],
+            lines=meta["lines"],
+            pixels=meta["pixels"],
+            classes=len(meta["classes"]),
+        )
+    except UserError as error:
+        raise UserError(f"{folder / META}: {error}; train the run again") from None
     try:
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -193,14 +196,13 @@ def check_trained_on(
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name the folder of a trained run") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
-    if not isinstance(meta, dict) or meta.get("schema_version") != SCHEMA_VERSION:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name the folder of a trained run")
+    meta = read_json(path, "train the run again")
+    if meta.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version is not {SCHEMA_VERSION}; train the run again")
+    if meta.get("study") not in STUDIES:
+        raise UserError(f"{path}: study is not one of {', '.join(STUDIES)}; train the run again")
     for key, kind in REQUIRED.items():
         if not isinstance(meta.get(key), kind):
             raise UserError(f"{path}: {key} is missing or no {kind.__name__}; train the run again")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import mmap
 import struct
 import zipfile
@@ -18,6 +17,7 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbench.errors import UserError
+from scanbench.errors import UserError, first_line
+from scanbench.files import read_json
 
 SCANS_PER_SHARD = 256
 
@@ -58,11 +59,14 @@ COLUMNS = {
 }
 # Of a ZIP entry's header, the lengths of the name and of the extra field that follow it.
 _LOCAL_HEADER = struct.Struct("<26xHH")
-# What `zipfile` and NumPy make of a damaged file; RuntimeError: it seems to be encrypted.
+# What `zipfile` and NumPy make of a damaged file; RuntimeError: it seems to be encrypted, or is
+# nested too deeply; SyntaxError, TokenError, TypeError: the header of an array is no literal.
 _BROKEN = (
     OSError, EOFError, ValueError, KeyError, RuntimeError, struct.error, zlib.error,
-    zipfile.BadZipFile,
+    zipfile.BadZipFile, SyntaxError, TokenError, TypeError,
 )  # fmt: skip
+#: Bytes that a .npy file may have beside its values.
+_LONGEST_HEADER = 10_000
 _DTYPES: dict[str, Any] = {"int": "int64", "maybe int": "Int64", "float": "float64"}
 
 
@@ -239,15 +243,7 @@ def read_options(folder: str | Path) -> dict[str, Any]:
         If `ingest.json` is no JSON object.
     """
     path = Path(folder) / OPTIONS
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); run ingest again") from None
-    if not isinstance(options, dict):
-        raise UserError(f"{path}: not a JSON object; run ingest again")
-    return options
+    return read_json(path, "run ingest again") if path.exists() else {}
 
 
 def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
@@ -272,14 +268,12 @@ def iterate_heights(folder: str | Path, manifest: pd.DataFrame) -> Iterator[NDAr
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 for _, key, lines, pixels in rows:
                     entry = archive.getinfo(f"{key}.npy")
-                    heights_LP = _array(_content(mapped, archive, entry), lines, pixels)
-                    if heights_LP.shape != (lines, pixels):
-                        raise ValueError(f"{key} has shape {heights_LP.shape}")
-                    if heights_LP.dtype != np.float32:
-                        raise ValueError(f"{key} holds {heights_LP.dtype}, not float32")
-                    yield heights_LP
+                    if entry.file_size > 4 * lines * pixels + _LONGEST_HEADER:
+                        raise ValueError(f"{key} unpacks to {entry.file_size} bytes")
+                    yield _array(_content(mapped, archive, entry), key, lines, pixels)
         except _BROKEN as error:
-            raise UserError(f"{path}: broken shard ({error}); run ingest again") from error
+            reason = first_line(error)
+            raise UserError(f"{path}: broken shard ({reason}); run ingest again") from error
 
 
 def _content(mapped: mmap.mmap, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
@@ -297,13 +291,20 @@ def _content(mapped: mmap.mmap, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
     return content
 
 
-def _array(content: memoryview, lines: int, pixels: int) -> NDArray[Any]:
+def _array(content: memoryview, key: str, lines: int, pixels: int) -> NDArray[Any]:
     """Return the array of a .npy file, without parsing a header that is as `add` writes it."""
     header = _npy_header(lines, pixels)
     if content[: len(header)] == header and len(content) == len(header) + 4 * lines * pixels:
         return np.frombuffer(content, "<f4", offset=len(header)).reshape(lines, pixels)
-    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    return array
+    file = io.BytesIO(content)
+    np.lib.format.read_magic(file)
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if shape != (lines, pixels):
+        raise ValueError(f"{key} has shape {shape}")
+    if dtype != np.float32:
+        raise ValueError(f"{key} holds {dtype}, not float32")
+    values = np.frombuffer(content, dtype, lines * pixels, file.tell())
+    return values.reshape(shape, order="F" if by_columns else "C")
 
 
 @lru_cache

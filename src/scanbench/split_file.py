@@ -5,7 +5,6 @@ Apart from what divides and audits, so that a change there does not rerun what o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
+from scanbench.files import read_json
 from scanbench.store import Store
 
 SCHEMA_VERSION = 1
@@ -39,13 +39,8 @@ def read_split(path: str | Path, store: Store | None = None) -> dict[str, Any]:
         another.
     """
     path = Path(path)
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `scanbench split`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); split again") from None
-    if not isinstance(split, dict) or split.get("schema_version") != SCHEMA_VERSION:
+    split = read_json(path, "make it with `scanbench split`")
+    if split.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path}: not a split file of schema_version {SCHEMA_VERSION}; split again")
     for key, kind in (("store_sha256", str), ("classes", list), ("folds", list), ("seed", int)):
         if not isinstance(split.get(key), kind):

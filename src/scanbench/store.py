@@ -7,7 +7,7 @@ file's layout is described in `docs/formats.md`; `scanbench.convert` writes it.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import h5py
-import hdf5plugin  # noqa: F401  (its import registers the store's compression with HDF5)
+import hdf5plugin  # its import registers the store's compression with HDF5
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from scanbench.errors import UserError, did_you_mean
-from scanbench.files import sha256_of
+from scanbench.errors import UserError, did_you_mean, first_line
+from scanbench.files import parse_json, sha256_of
 
 SCHEMA_VERSION = 1
 FloatArray = NDArray[np.float32]
@@ -36,6 +36,27 @@ CONSTANT = 4 * float(np.finfo(np.float32).eps)
 
 _BLOCK = 64  # scans verified at once
 _TEXTS = ("scan_id", "group", "file_sha256", "excluded", "scan_sha256")
+#: Kind of number or text of each data set, and its axes.
+_LAYOUT = {
+    "scans": ("f", "NLP"),
+    "n_lines": ("i", "N"),
+    "label": ("i", "N"),
+    "change_line": ("i", "N"),
+    "line_mean": ("f", "NL"),
+    "line_std": ("f", "NL"),
+    "scan_mean": ("f", "N"),
+    "scan_std": ("f", "N"),
+    **dict.fromkeys(_TEXTS, ("S", "N")),
+}
+#: HDF5's own deflate, shuffle and Fletcher-32, and bitshuffle with LZ4.
+_FILTERS = (
+    h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32,
+    hdf5plugin.Bitshuffle.filter_id,
+)  # fmt: skip
+#: Pixels that a scan may have; it bounds what reading one can cost.
+_LARGEST_SCAN = 2**26
+#: Whatever h5py makes of a damaged file.
+_BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError)
 
 
 def line_statistics(x_NLP: FloatArray, n_lines_N: ArrayLike) -> dict[str, FloatArray]:
@@ -137,27 +158,37 @@ class Store:
         self._file: Any = None
         file = self._open()
         complaint = f"{self.path}: not a scan store"
-        if "schema_version" not in file.attrs:
-            raise UserError(f"{complaint} (no schema_version); make one with `scanbench convert`")
-        found = file.attrs["schema_version"]
-        if found != SCHEMA_VERSION:
-            raise UserError(
-                f"{self.path}: schema_version {found}, but this version reads {SCHEMA_VERSION}; "
-                "convert the scans again"
-            )
-        if file.attrs.get("complete") != 1:
-            raise UserError(f"{self.path}: was not written to its end; convert the scans again")
         try:
-            self.study = _text(file.attrs["study"])
-            self.unit = _text(file.attrs["unit"])
-            self.channel = _text(file.attrs.get("channel", ""))
-            self.ingest: dict[str, Any] = json.loads(_text(file.attrs.get("ingest", "{}")))
-            self.manifest_sha256 = _text(file.attrs.get("manifest_sha256", ""))
-            self.classes: list[str] = json.loads(_text(file.attrs["classes"]))
-            self.n_lines: NDArray[np.int32] = file["n_lines"][:]
-            self.label: NDArray[np.int16] = file["label"][:]
+            told = dict(file.attrs)
+            if "schema_version" not in told:
+                raise UserError(
+                    f"{complaint} (no schema_version); make one with `scanbench convert`"
+                )
+            found = int(told["schema_version"])
+            if found != SCHEMA_VERSION:
+                raise UserError(
+                    f"{self.path}: schema_version {found}, but this version reads "
+                    f"{SCHEMA_VERSION}; convert the scans again"
+                )
+            if int(told.get("complete", 0)) != 1:
+                raise UserError(f"{self.path}: was not written to its end; convert the scans again")
+            self.study = _text(told["study"])
+            self.unit = _text(told["unit"])
+            self.channel = _text(told.get("channel", ""))
+            self.ingest: dict[str, Any] = parse_json(_text(told.get("ingest", "{}")))
+            self.manifest_sha256 = _text(told.get("manifest_sha256", ""))
+            self.classes: list[str] = parse_json(_text(told["classes"]))
+            if not isinstance(self.ingest, dict):
+                raise ValueError("ingest is no JSON object")
+            if not isinstance(self.classes, list) or not all(
+                isinstance(name, str) for name in self.classes
+            ):
+                raise ValueError("classes are no list of names")
             self.shape: tuple[int, int, int] = file["scans"].shape
-        except (KeyError, ValueError, OSError) as error:
+            self._checked("scans")
+            self.n_lines: NDArray[np.int32] = self._checked("n_lines")[...]
+            self.label: NDArray[np.int16] = self._checked("label")[...]
+        except _BROKEN as error:
             raise UserError(f"{complaint} ({first_line(error)}); convert the scans again") from None
 
     def _open(self) -> Any:
@@ -227,16 +258,53 @@ class Store:
         """SHA-256 of the file."""
         return sha256_of(self.path)
 
+    def _checked(self, name: str) -> h5py.Dataset:
+        """Return a data set of this very file that is what it should be, and costs what it says.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else; other kinds of `_BROKEN` if the file is damaged.
+        """
+        file = self._open()
+        kind, axes = _LAYOUT[name]
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{name} is {'missing' if link is None else 'a link'}")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+            raise ValueError(f"{name} is no array of this file")
+        if dataset.dtype.kind != kind:
+            raise ValueError(f"{name} holds {dataset.dtype}")
+        if len(axes) != dataset.ndim or dataset.shape != self.shape[: len(axes)]:
+            raise ValueError(f"{name} has shape {dataset.shape} in a store of {self.shape}")
+        pipeline = dataset.id.get_create_plist()
+        for k in range(pipeline.get_nfilters()):
+            if pipeline.get_filter(k)[0] not in _FILTERS:
+                raise ValueError(f"{name} is packed by a filter that no store uses")
+        if axes == "NLP":
+            if math.prod(self.shape[1:]) > _LARGEST_SCAN:
+                raise ValueError(f"a scan has {self.shape[1:]} pixels")
+            if dataset.chunks not in (None, (1, *self.shape[1:])):
+                raise ValueError(f"scans are stored in chunks of {dataset.chunks}")
+        # These are not compressed: no small file promises more than it holds.
+        elif dataset.id.get_storage_size() < dataset.nbytes:
+            raise ValueError(f"{name} was not written to its end")
+        return dataset
+
     def _dataset(self, name: str) -> Any:
         try:
-            return self._open()[name][...]
-        except (KeyError, OSError) as error:
+            return self._checked(name)[...]
+        except _BROKEN as error:
             raise UserError(
                 f"{self.path}: {name} is damaged ({first_line(error)}); convert the scans again"
             ) from None
 
     def _texts(self, name: str) -> NDArray[np.str_]:
-        return np.char.decode(self._dataset(name), "utf-8")
+        try:
+            return np.char.decode(self._dataset(name), "utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path}: {name} is no text; convert the scans again") from None
 
     def index_of(self, scan_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return where the scans stand in the store.
@@ -354,26 +422,14 @@ def verify(path: str | Path) -> list[str]:
         with Store(path) as store:
             return list(_problems(store))
     except UserError as error:
-        return [str(error)]
+        return [str(error).removeprefix(f"{path}: ")]
 
 
 def _problems(store: Store) -> Iterator[str]:
     n, lines, _ = store.shape
-    file = store._open()
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys(
-        ("n_lines", "label", "change_line", "scan_mean", "scan_std", *_TEXTS), (n,)
-    )
-    expected |= {"line_mean": (n, lines), "line_std": (n, lines)}
-    for name, shape in expected.items():
-        if name not in file:
-            yield f"{name}: missing"
-        elif file[name].shape != shape:
-            yield f"{name}: shape {list(file[name].shape)} instead of {list(shape)}"
-        else:
-            continue
-        return
-    for name in expected:
-        store._dataset(name)  # a damaged one ends here, with its name
+    for name in _LAYOUT:
+        if name != "scans":
+            store._dataset(name)  # a missing or damaged one ends here, with its name
 
     names, counts = np.unique(store.scan_id, return_counts=True)
     yield from (
@@ -420,8 +476,3 @@ def _block_problems(store: Store, rows: NDArray[np.int64], x_NLP: FloatArray) ->
         for key, values in expected.items():
             if not np.allclose(store.statistics[key][row], values[k], rtol=1e-5, atol=0):
                 yield f"{key}: scan {name} does not match its heights"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, to stand in a one-line message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

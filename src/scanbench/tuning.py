@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import math
 import random
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from scanbench import provenance
 from scanbench.errors import UserError
-from scanbench.files import write_json
+from scanbench.files import read_json, write_json
 
 #: Parts of an experiment in which a search may change values.
 PARTS = ("training", "options", "augmentation")
@@ -135,7 +134,7 @@ def _score(path: Path, monitor: str, better: Callable[..., float]) -> float | No
     try:
         with path.open(encoding="utf-8", newline="") as file:
             figures = [float(row[monitor]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path}: {monitor} cannot be read ({error}); run the trial again"
         ) from None
@@ -144,8 +143,8 @@ def _score(path: Path, monitor: str, better: Callable[..., float]) -> float | No
 
 def _cpu_seconds(path: Path) -> float:
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return float(read_json(path, "run the trial again")["cpu_seconds"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run the trial again") from None
 
 
@@ -159,11 +158,11 @@ def read_chosen(path: Path) -> tuple[dict[str, Any], float]:
     """
     record = path.with_name(RECORD)
     try:
-        chosen = json.loads(path.read_text(encoding="utf-8"))
+        chosen = read_json(path, "choose again")
         setting = chosen["setting"]
         if not isinstance(setting, dict) or any("." not in key for key in setting):
             raise ValueError("setting is not one of a search")
-        spent = float(json.loads(record.read_text(encoding="utf-8"))["trials_cpu_seconds"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        spent = float(read_json(record, "choose again")["trials_cpu_seconds"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); choose again") from None
     return chosen, spent

@@ -306,7 +306,7 @@ def test_scores_of_other_scans_than_the_test_part_are_refused(tmp_path: Path) ->
         read(table.assign(withheld=False))
     with pytest.raises(UserError, match="a score is NaN or infinite"):
         read(table.assign(score_energy=math.nan))
-    with pytest.raises(UserError, match="no such file; score the run first"):
+    with pytest.raises(UserError, match="no such file; score the run again"):
         read_scores("vit", [tmp_path / "absent"], held, ["defect"])
 
 

@@ -252,5 +252,5 @@ def test_seeds_that_explain_other_scans_are_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match="seeds explain different scans"):
         read_tables(sorted(tmp_path.iterdir()), "attributions")
-    with pytest.raises(UserError, match=r"curves\.parquet: no such file; attribute the run first"):
+    with pytest.raises(UserError, match=r"curves\.parquet: no such file; attribute the run again"):
         read_tables([tmp_path / "fold0-seed0"], "curves")

@@ -1,4 +1,4 @@
-"""Whatever a file holds, what reads it gives a result or one clear line, in bounded time and memory.
+"""Whatever a file holds, its reader gives a result or one clear line, in bounded time and memory.
 
 The same few examples run each time. With `SCANBENCH_LONG=1` new ones are drawn for
 `SCANBENCH_FUZZ_MINUTES` (30) minutes of processor time; a failure names the example, which
@@ -33,7 +33,7 @@ import yaml
 from instrument_files import build, real
 from small_study import make
 
-from scanbench import policy, predictions, runs, scores, start, tuning
+from scanbench import policy, predictions, scores, start, tuning
 from scanbench.config import resolve
 from scanbench.convert import convert
 from scanbench.errors import UserError
@@ -350,21 +350,31 @@ def use_config(path: Path) -> None:
         resolve(config, SCHEMA)
 
 
-SMALL = {
-    "datasets": {"a": {"source": "simulate"}, "b": {"source": "files", "path": "x"}},
+CONFIG: dict[str, Any] = {
+    "study": "tipstate",
+    "datasets": {
+        "a": {"title": "A", "source": "simulate"},
+        "b": {"title": "B", "source": "files", "path": "x", "labels": "y.csv"},
+    },
     "splits": {"fixed": {"scheme": "fixed"}},
     "experiments": {
         "cnn-scan": {"model": "cnn-scan", "options": {"widths": [4, 8]}},
         "other": {"base": "cnn-scan", "training": {"epochs": 3}},
     },
     "comparisons": {
-        "a": {"dataset": "a", "split": "fixed", "experiments": ["cnn-scan", "other"], "seeds": [0]}
+        "a": {
+            "title": "A against B",
+            "dataset": "a",
+            "split": "fixed",
+            "experiments": ["cnn-scan", "other"],
+            "seeds": [0],
+        }
     },
     "targets": ["a"],
 }
 one_file(
     "config.yaml",
-    lambda path: path.write_text(yaml.safe_dump(SMALL)),
+    lambda path: path.write_text(yaml.safe_dump(CONFIG)),
     damage_config,
     use_config,
 )

@@ -161,7 +161,7 @@ def test_the_same_run_given_twice_is_refused(files):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "does not exist"), (b"", "no Parquet"), (b"PAR1??", "no Parquet")]
+    ("content", "words"), [(None, "no such file"), (b"", "no Parquet"), (b"PAR1??", "no Parquet")]
 )
 def test_a_file_that_is_missing_or_broken_is_named(files, content, words):
     folder, truth = files

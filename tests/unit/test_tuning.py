@@ -81,7 +81,7 @@ def test_no_finite_figure_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"setting": {"learning_rate": 1}}', '{"setting": 3}'])
 def test_a_damaged_choice_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "chosen.json").write_text(text)
-    with pytest.raises(UserError, match=r"chosen\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"chosen\.json: "):
         read_chosen(tmp_path / "chosen.json")
 
 

@@ -31,6 +31,7 @@ from scanbench.comparison import Resamples, draw_groups
 from scanbench.errors import UserError
 from scanbench.files import replacing_folder, write_json
 from scanbench.metrics import Floats, Ints
+from scanbench.parquet import read_parquet
 from scanbench.predictions import (
     HeldOut,
     Reading,
@@ -1029,14 +1030,7 @@ def _read_unlabelled(
     for run in map(Path, runs):
         path = run / UNLABELLED
         where = f"experiment {name!r}: {path}"
-        try:
-            frame = pd.read_parquet(path)
-        except FileNotFoundError:
-            raise UserError(f"{where} does not exist: run predict --unlabelled first") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{where} is no Parquet file ({str(error).splitlines()[0]}): predict again"
-            ) from None
+        frame = read_parquet(path, "run predict --unlabelled", where=where)
         if frame.empty:
             continue
         check_table(frame, classes, where)

@@ -30,6 +30,7 @@ from scanbench.comparison import Resamples
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.metrics import Floats
+from scanbench.parquet import read_parquet
 from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, plain, styled
 from scanbench.predictions import HeldOut
 from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, check_trained_on, load_run
@@ -411,14 +412,7 @@ def read_scores(
     frames = []
     for folder in folders:
         path = folder / "anomaly.parquet"
-        try:
-            frame = pd.read_parquet(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; score the run first") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: no Parquet file ({str(error).splitlines()[0]}); score the run again"
-            ) from None
+        frame = read_parquet(path, "score the run again")
         scores = [column for column in frame.columns if str(column).startswith("score_")]
         if not np.isfinite(frame[scores].to_numpy(np.float64)).all():
             raise UserError(f"{path}: a score is NaN or infinite; score the run again")

@@ -33,6 +33,7 @@ from scanbench import comparison, metrics, plotting, provenance
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError
 from scanbench.files import replacing, replacing_folder, write_json
+from scanbench.parquet import read_parquet
 from scanbench.runs import META, WEIGHTS, check_trained_on, load_run
 from scanbench.scans import read_manifest
 from scanbench.split_file import LEAKY, read_split
@@ -444,14 +445,7 @@ def read_tables(folders: Sequence[Path], stem: str) -> pd.DataFrame:
     frames = []
     for folder in folders:
         path = folder / f"{stem}.parquet"
-        try:
-            frames.append(pd.read_parquet(path))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; attribute the run first") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: no Parquet file ({str(error).splitlines()[0]}); attribute again"
-            ) from None
+        frames.append(read_parquet(path, "attribute the run again"))
     table = pd.concat(frames, ignore_index=True)
     scans = table.groupby("seed")["scan_id"].agg(frozenset)
     if len(set(scans)) > 1:

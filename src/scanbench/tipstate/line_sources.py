@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanbench.errors import UserError
+from scanbench.files import parse_json
 from scanbench.streaming import Fault, Item, Line, ScanInfo
 from scanbench.tipstate.readers import RawScan, ReadOptions, read
 
@@ -514,7 +515,7 @@ def recorded(path: Path) -> Iterator[Item]:
         for count, text in enumerate(file, 1):
             try:
                 item = _from_json(text.decode("utf-8"))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}: line {count} is damaged ({error}); take it and what follows out"
                 ) from None
@@ -526,10 +527,10 @@ def _from_json(text: str) -> Item:
 
     Raises
     ------
-    ValueError, TypeError, KeyError, RecursionError
+    ValueError, TypeError, KeyError
         If it did not.
     """
-    item = json.loads(text)
+    item = parse_json(text)
     if "scan" in item:
         info = ScanInfo(**item["scan"])
         _check_types(info)

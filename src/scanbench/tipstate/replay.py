@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from scanbench.errors import UserError
-from scanbench.files import replacing
+from scanbench.files import parse_json, replacing
 from scanbench.streaming import LARGEST, Event, Item, Line, ScanInfo
 from scanbench.tipstate import animation, replay_page
 from scanbench.tipstate.line_sources import EVENTS, RECORDING, recorded
@@ -137,20 +136,16 @@ def _events(path: Path) -> Iterator[Event]:
     with path.open("rb") as file:
         for count, text in enumerate(file, 1):
             try:
-                event = json.loads(text, parse_constant=_no_number)
+                event = parse_json(text)
                 check = _CHECKS.get(event["event"])
                 if check is not None and (error := best_match(check.iter_errors(event))):
                     raise ValueError(f"{error.json_path}: {error.message}")
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError) as error:
                 said = " ".join(str(error).split())
                 raise UserError(
                     f"{path}: line {count} is damaged ({said}); record the stream again"
                 ) from None
             yield event
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 def _replay(path: Path, items: Sequence[Item], events: Sequence[Event]) -> Replay:

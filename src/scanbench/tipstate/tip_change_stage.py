@@ -25,6 +25,7 @@ from scanbench.change import drifts
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import replacing, write_json
+from scanbench.parquet import read_parquet
 from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, plain, styled
 from scanbench.runs import META, WEIGHTS, AnswerTimes, check_trained_on, load_run
 from scanbench.split_file import read_split
@@ -242,11 +243,7 @@ _ENDS = ("value", "low", "high")
 
 
 def _scores(path: Path, data: Store) -> pd.DataFrame:
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}); run tip-change-scores") from None
+    frame = read_parquet(path, "run tip-change-scores")
     if missing := [c for c in ("scan_id", "part", "line", "bad", "drift") if c not in frame]:
         raise UserError(f"{path}: column {missing[0]!r} is missing; run tip-change-scores again")
     return frame.assign(scan=data.index_of(frame["scan_id"].tolist()))
