@@ -17,7 +17,7 @@ dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 state = {node.name: np.zeros(node.shape, dtypes[node.type]) for node in session.get_inputs()[1:]}
 scale = {"m": 1e-10, "A": 1e-12}.get(about["unit"], 1.0)
 
-for number, heights in enumerate(np.load(sys.argv[2]).astype(float), 1):
+for number, heights in enumerate(np.load(sys.argv[2], allow_pickle=False).astype(float), 1):
     if about["normalisation"] == "line":
         line = (heights - heights.mean()) / (heights.std() or 1.0)
     else:

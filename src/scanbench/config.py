@@ -23,6 +23,8 @@ from scanbench.references import check_references
 Schema = Mapping[str, Any]
 Config = dict[str, Any]
 
+_MOST_VALUES, _DEEPEST = 200_000, 50
+
 
 def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     """Return the configuration with every default filled in, or refuse it.
@@ -42,7 +44,7 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     UserError
         Naming the first wrong key, its value and the mend.
     """
-    _check_finite(config, ())
+    _check_values(config, (), [0])
     filled = _checked(_with_bases(config), schema, schema, ())
     for name, experiment in filled["experiments"].items():
         where = ("experiments", name)
@@ -59,14 +61,24 @@ def resolve(config: Mapping[str, Any], schema: Schema) -> Config:
     return filled
 
 
-def _check_finite(value: Any, where: tuple[str, ...]) -> None:
-    """Refuse NaN and infinity, which pass every comparison of the schema or fail none."""
+def _check_values(value: Any, where: tuple[str, ...], seen: list[int]) -> None:
+    """Refuse NaN and infinity, which pass every comparison of the schema or fail none.
+
+    Refused, too, is what would take for ever to check: a few lines of YAML, aliases of aliases, can
+    mean billions of values, or values within themselves. `seen` counts them.
+    """
+    seen[0] += 1
+    if seen[0] > _MOST_VALUES or len(where) > _DEEPEST:
+        raise UserError(
+            f"config: {'.'.join(where[:3])}: more than {_MOST_VALUES:,} values, or {_DEEPEST} "
+            "levels of them; name what is used in many places once, as a `base`"
+        )
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_finite(item, (*where, str(key)))
+            _check_values(item, (*where, str(key)), seen)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_finite(item, (*where, str(index)))
+            _check_values(item, (*where, str(index)), seen)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config: {'.'.join(where)}: {value} is not a finite number; give one")
 

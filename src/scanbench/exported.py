@@ -6,7 +6,7 @@ C classes.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from scanbench.answers import Answers, fallback, valid_logits
-from scanbench.errors import UserError
+from scanbench.errors import UserError, first_line
+from scanbench.files import parse_json
 from scanbench.prediction import predict
 from scanbench.runs import META, Run
 from scanbench.store import FloatArray
 
+#: Numbers that the state of a step may hold.
+LARGEST_STATE = 2**26
 TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
@@ -43,21 +46,28 @@ class Exported:
         # A line is too little work to share, and a thread that waits by spinning costs a core.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         given = model if isinstance(model, bytes) else str(model)
+        name = "the exported step" if isinstance(model, bytes) else str(model)
         try:
             self.session = onnxruntime.InferenceSession(
                 given, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own kinds share no other base
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{model!r}: cannot be run ({reason}); export it again") from None
+            raise UserError(
+                f"{name}: cannot be run ({first_line(error)}); export it again"
+            ) from None
         told = self.session.get_modelmeta().custom_metadata_map
-        #: What `scanbench export` noted, and the form of the weights.
-        self.about: dict[str, Any] = json.loads(told.get("scanbench", "{}"))
-        self.form: str = told.get("form", "")
-        self.before = {
-            node.name: np.zeros(node.shape, TYPES[node.type])
-            for node in self.session.get_inputs()[1:]
-        }
+        try:
+            #: What `scanbench export` noted, and the form of the weights.
+            self.about: dict[str, Any] = parse_json(told["scanbench"])
+            self.form: str = told.get("form", "")
+            state = self.session.get_inputs()[1:]
+            if sum(math.prod(node.shape) for node in state) > LARGEST_STATE:
+                raise ValueError("its state is too large")
+            self.before = {node.name: np.zeros(node.shape, TYPES[node.type]) for node in state}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{name}: is no exported step ({first_line(error)}); export it again"
+            ) from None
         self.reset()
 
     def reset(self) -> None:

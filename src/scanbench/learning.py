@@ -12,6 +12,7 @@ there is to know.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -445,7 +446,10 @@ class Journal(L.Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are written whole or not at all, in the file system where they stay."""
+    """Checkpoints that are written whole or not at all, in the file system where they stay.
+
+    A checkpoint begins with its own SHA-256, so that a damaged one is not trained on with.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -453,11 +457,35 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint; an `OSError` names the file."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
         try:
-            with replacing(Path(path)) as part:
-                part.write_bytes(buffer.getbuffer())
+            with replacing(Path(path)) as part, part.open("wb") as file:
+                file.write(hashlib.sha256(content).hexdigest().encode())
+                file.write(content)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: Any = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing is ever unpickled.
+
+        Raises
+        ------
+        UserError
+            If it is not what was written.
+        """
+        content = Path(path).read_bytes()
+        told, content = content[:64], content[64:]
+        if hashlib.sha256(content).hexdigest().encode() != told:
+            raise UserError(
+                f"{path}: does not match its own SHA-256: the checkpoint is damaged; remove it, "
+                "and the training begins anew"
+            )
+        checkpoint: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location=map_location, weights_only=True
+        )
+        return checkpoint
 
 
 class Progress(L.Callback):

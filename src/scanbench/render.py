@@ -8,7 +8,6 @@ made from with their SHA-256.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from scanbench import plotting, provenance, summary, tables
+from scanbench import STUDIES, plotting, provenance, summary, tables
 from scanbench.errors import UserError
 from scanbench.files import read_json, replacing, write_json
 from scanbench.parquet import read_parquet
@@ -230,10 +229,9 @@ def render(
 
 def _of_study(study: str, module: str) -> Any:
     """Import a module of a study; its name comes from the store, so it is checked."""
-    name = f"scanbench.{study}.{module}"
-    if not study.isidentifier() or importlib.util.find_spec(name) is None:
-        raise UserError(f"render: the store is of study {study!r}, which has no {module} here")
-    return importlib.import_module(name)
+    if study not in STUDIES:
+        raise UserError(f"render: the store is of study {study!r}; known: {', '.join(STUDIES)}")
+    return importlib.import_module(f"scanbench.{study}.{module}")
 
 
 # ----------------------------------------------------------------------------------------- reading

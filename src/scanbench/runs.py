@@ -153,18 +153,17 @@ def load_run(folder: str | Path, *, withheld: bool = False) -> Run:
             "another training: train the run again"
         )
     try:
-        model = build_model(
-            meta["study"],
-            meta["model"],
-            meta["options"],
-            lines=meta["lines"],
-            pixels=meta["pixels"],
-            classes=len(meta["classes"]),
-        )
+        # First without memory for its weights: what stands in the file shall say how large it is.
+        with torch.device("meta"):
+            expected = _built(meta).state_dict()
+        with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if found != {name: tuple(value.shape) for name, value in expected.items()}:
+            raise RuntimeError("other names or shapes")
+        model = _built(meta)
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except UserError as error:
         raise UserError(f"{folder / META}: {error}; train the run again") from None
-    try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -172,6 +171,17 @@ def load_run(folder: str | Path, *, withheld: bool = False) -> Run:
             "has changed since: train the run again"
         ) from None
     return Run(model=model.eval(), meta=meta)
+
+
+def _built(meta: Mapping[str, Any]) -> nn.Module:
+    return build_model(
+        meta["study"],
+        meta["model"],
+        meta["options"],
+        lines=meta["lines"],
+        pixels=meta["pixels"],
+        classes=len(meta["classes"]),
+    )
 
 
 def check_trained_on(

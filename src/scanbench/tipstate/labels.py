@@ -13,12 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pandas as pd
 
 from scanbench.errors import UserError
 
 #: Unpacked size that a workbook may have; the H:Si(100) sheet has 4 MB.
-_LARGEST_WORKBOOK = 2**29
+_LARGEST_WORKBOOK = 2**27
+#: Cells, empty ones included, that a sheet may span; the H:Si(100) sheet spans 40,000.
+_MOST_CELLS = 10_000_000
 
 #: What to do about a label that is no class.
 OWN_CLASSES = (
@@ -386,10 +389,7 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
                 raise UserError(f"{path}: its rows have more cells than its header; take them out")
             return table
         if suffix == ".xlsx":
-            with zipfile.ZipFile(path) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-            if size > _LARGEST_WORKBOOK:
-                raise UserError(f"{path}: unpacks to {size} bytes; save a smaller table")
+            _bound_workbook(path, sheet)
             return pd.read_excel(
                 path, sheet_name=sheet or 0, dtype=str, keep_default_na=False, engine="openpyxl"
             )
@@ -400,6 +400,30 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path}: cannot be read as a label table ({cause})") from error
     raise UserError(f"{path}: a label table is .csv, .tsv or .xlsx")
+
+
+def _bound_workbook(path: Path, sheet: str | None) -> None:
+    """Refuse a sheet that would need too much memory.
+
+    A few bytes can name a cell in the last row and one in the last column: all cells between them
+    would be made.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > _LARGEST_WORKBOOK:
+        raise UserError(f"{path}: unpacks to {size} bytes; save a smaller table")
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+    try:
+        rows = columns = 0
+        for cells in (book[sheet] if sheet else book.worksheets[0]).iter_rows(values_only=True):
+            rows, columns = rows + 1, max(columns, len(cells))
+            if rows * columns > _MOST_CELLS:
+                raise UserError(
+                    f"{path}: a sheet has more than {_MOST_CELLS:,} cells; take out what lies "
+                    "beside and below the table"
+                )
+    finally:
+        book.close()
 
 
 def _separator(path: Path) -> str:

@@ -158,7 +158,13 @@ class Model(nn.Module):
         channels = sum(self.channels)
         self.register_buffer(
             "period_D",
-            torch.tensor(self.periods).repeat_interleave(torch.tensor(self.channels)),
+            torch.tensor(
+                [
+                    period
+                    for period, count in zip(self.periods, self.channels, strict=True)
+                    for _ in range(count)
+                ]
+            ),
             persistent=False,
         )
         # Of each channel at the start; sums of what is near 0 and of size 1 keep their digits.

@@ -22,6 +22,8 @@ from scanbench.tipstate.readers.raw import (
     refusal,
 )
 
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+
 
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
     """Read every scan of a `.mat` file.
@@ -88,7 +90,15 @@ def _dataset(path: Path, file: h5py.File, key: str, options: ReadOptions) -> Any
     dataset = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise refusal(path, f"{key} is not an array stored in this file")
-    bound_container(path, key, dataset.shape, dataset.dtype, options)
+    pipeline = dataset.id.get_create_plist()
+    for k in range(pipeline.get_nfilters()):
+        if pipeline.get_filter(k)[0] not in _FILTERS:
+            raise refusal(path, f"{key} is packed by a filter that MATLAB does not use")
+    # A chunk is unpacked whole, however little of it belongs to the array.
+    for shape in (dataset.shape, dataset.chunks or ()):
+        bound_container(
+            path, key, shape, dataset.dtype, options, packed=dataset.id.get_storage_size()
+        )
     return dataset
 
 

@@ -77,7 +77,7 @@ def _member(path: Path, key: str, options: ReadOptions) -> NDArray[Any] | None:
             shape, _, dtype = header(file)
     if dtype.hasobject:
         raise refusal(path, f"`{key}` is a pickle (object array); save it as a plain array")
-    bound_container(path, key, shape, dtype, options)
+    bound_container(path, key, shape, dtype, options, packed=entry.compress_size)
     if math.prod(shape) * dtype.itemsize > entry.file_size:
         raise refusal(path, f"`{key}` is truncated: its header promises more than it holds")
     with np.load(path, allow_pickle=False) as file:

@@ -16,6 +16,8 @@ from scanbench.errors import UserError
 Direction = Literal["forward", "backward"]
 SlowDirection = Literal["up", "down"]
 
+#: Bytes that may be unpacked from however few, and times that more may grow.
+_ALWAYS_UNPACKED, _LARGEST_RATIO = 2**26, 100
 _LONGEST_TEXT = 4 * 1024  # bytes; NumPy holds 4 a character, for the longest text in every entry
 
 
@@ -155,12 +157,27 @@ def bound(path: Path, lines: int, pixels: int, options: ReadOptions) -> None:
 
 
 def bound_container(
-    path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions
+    path: Path,
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    options: ReadOptions,
+    *,
+    packed: int,
 ) -> None:
     """Refuse an array of an NPZ or `.mat` that would need too much memory, before it is read.
 
     `max_container_pixels` counts pixels of at most 8 bytes each; a text may have 1,024 characters.
+    A large array that takes `packed` bytes of the file may not unpack to `_LARGEST_RATIO` times as
+    many: heights are noisy, and noise hardly shrinks.
     """
+    size = math.prod(shape) * dtype.itemsize
+    if size > max(_ALWAYS_UNPACKED, _LARGEST_RATIO * packed):
+        raise refusal(
+            path,
+            f"{key} unpacks from {packed} to {size} bytes; save it without compression if the "
+            "file is genuine",
+        )
     if math.prod(shape) * dtype.itemsize > 8 * options.max_container_pixels:
         raise refusal(
             path,
