@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -155,7 +155,8 @@ def recorded(
 ) -> Record:
     """Run a job's stage, and write the record of what it read and wrote.
 
-    Inputs are hashed before the stage begins, so that the record tells of what it read.
+    Inputs are hashed before the stage begins, so that the record tells of what it read. What is no
+    longer what another job wrote is not read at all: nothing is made from a damaged file.
 
     Parameters
     ----------
@@ -180,7 +181,8 @@ def recorded(
     Raises
     ------
     UserError
-        If an input is missing, or an output is after the run or lies outside `results`.
+        If an input is missing or damaged, or an output is missing after the run or lies outside
+        `results`.
     """
     stage = command[0]
     wanted = list(inputs)
@@ -193,6 +195,7 @@ def recorded(
     config = json.loads(canonical_json(told))
     before = hashes(data, f"hash what {stage} reads")
     inside = {path: digest for path, digest in before.items() if _name(path, results)}
+    _check_undamaged(inside, wanted, results)
     with watching() as placed:
         run()
     for path in outputs:
@@ -217,6 +220,58 @@ def recorded(
     )
     write_json(record, _sealed(written))
     return written
+
+
+def _check_undamaged(digests: Mapping[Path, str], wanted: Sequence[Path], results: Path) -> None:
+    """Compare files in the results folder with the records of the jobs that wrote them.
+
+    Parameters
+    ----------
+    digests
+        File → its SHA-256.
+    wanted
+        The files, or folders that hold them, as a job is given them.
+    results
+        The results folder.
+
+    Raises
+    ------
+    UserError
+        Naming the first file that is not what was written, or a record that cannot tell.
+    """
+    written: dict[str, dict[str, str]] = {}
+    for name, path in _records_about({_name(file, results) for file in digests}, results):
+        try:
+            record = read_record(path)
+        except UserError as error:
+            raise UserError(
+                f"{path}: {error}; delete it and what its job wrote, and run again"
+            ) from None
+        for output, digest in record.outputs.items():
+            written.setdefault(output, {})[digest] = name
+    for file, digest in digests.items():
+        told = written.get(_name(file, results), {})
+        if told and digest not in told:
+            folder = next(path for path in wanted if file == path or path in file.parents)
+            recorded_sha, name = next(iter(told.items()))
+            raise UserError(
+                f"{file}: is damaged: its SHA-256 is {digest[:12]}…, {name} says "
+                f"{recorded_sha[:12]}…; delete {folder} and run again"
+            )
+
+
+def _records_about(names: Collection[str], results: Path) -> Iterator[tuple[str, Path]]:
+    """Give the records that may tell of these files, without opening thousands of others.
+
+    A record lies where the files of its job do, or is named by parts of their paths.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    folders = {path.parent for path in paths}
+    words = {word for path in (*paths, *folders) for word in (*path.parts, path.stem)}
+    for name, file in record_files(results):
+        below = PurePosixPath(name).relative_to(FOLDER)
+        if below.parent in folders or words.issuperset(below.with_suffix("").parts[1:]):
+            yield name, file
 
 
 def _name(path: Path, results: Path) -> str:
