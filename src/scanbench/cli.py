@@ -291,6 +291,14 @@ def trace(args: Arguments) -> None:
         Console(highlight=False, width=WIDE).print(tree(chain, everything=args.files))
 
 
+def crate(args: Arguments) -> None:
+    """Export results, with all that they go back to, as a Workflow Run RO-Crate."""
+    from scanbench.crate import NO_LICENCE, export
+
+    count = export(args.path, args.out, args.project, args.license or NO_LICENCE)
+    print(f"{args.out}: {counted(count, 'file')} of results with their records")
+
+
 def store_verify(args: Arguments) -> None:
     """Recheck every checksum and rule of a store."""
     from scanbench.store import verify
@@ -577,6 +585,22 @@ def parser() -> argparse.ArgumentParser:
         trace,
         {"file": "figure, table, weights, or any other file or folder of a results folder"},
         spec=False,
+    )
+    exported_as = command(
+        "crate",
+        crate,
+        {
+            "path": "folder of results, or a file or folder in it: its chain alone",
+            "out": "folder to write, or a .zip file",
+        },
+        spec=False,
+    )
+    exported_as.add_argument(
+        "--project", type=Path, help="folder of the Snakefile; default: where results/ lies"
+    )
+    exported_as.add_argument(
+        "--license",
+        help="of the results: an address, as https://spdx.org/licenses/CC-BY-4.0, or a text",
     )
     how = traced.add_mutually_exclusive_group()
     how.add_argument("--files", action="store_true", help="list every file, with whole hashes")
