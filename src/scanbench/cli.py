@@ -259,7 +259,7 @@ def record(args: Arguments) -> None:
 
 def verify(args: Arguments) -> int:
     """Recheck every checksum of a results folder, from the raw files to the figures."""
-    from scanbench.verification import verify
+    from scanbench.verification import delete, verify
 
     found = verify(args.results)
     for note in found.notes:
@@ -272,6 +272,10 @@ def verify(args: Arguments) -> int:
     )
     if found.faults:
         print(f"{args.results}: {counted(len(found.faults), 'fault')} in {checked}")
+        if args.delete:
+            print(
+                f"{args.results}: {counted(delete(args.results, found), 'file')} deleted: run again"
+            )
         return 1
     print(f"{args.results}: every checksum holds: {checked}")
     return 0
@@ -570,7 +574,14 @@ def parser() -> argparse.ArgumentParser:
         "--temporary", nargs="*", default=[], metavar="NAME", help="outputs that will be removed"
     )
     kept.add_argument("command", nargs="+", help="-- COMMAND and its arguments")
-    command("verify", verify, {"results": "folder of results, with records/ in it"}, spec=False)
+    rechecked = command(
+        "verify", verify, {"results": "folder of results, with records/ in it"}, spec=False
+    )
+    rechecked.add_argument(
+        "--delete",
+        action="store_true",
+        help="delete all that the jobs at fault wrote, so that the next run makes it anew",
+    )
     likened = command(
         "realism",
         realism,

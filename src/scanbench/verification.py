@@ -15,9 +15,16 @@ from scanbench.records import Record
 #: pages that Snakemake makes of results.
 NO_RESULTS = (records.FOLDER, "logs", "benchmarks")
 CURVES = "tensorboard"
+
+#: What Snakemake leaves in a folder that a job wrote.
+MARK = ".snakemake_timestamp"
 NO_RESULT_FILES = ("README.md", "report*.html")
 
-AGAIN = "delete it and run again"
+#: The mend of what a job wrote: Snakemake makes a job's outputs anew once they are gone.
+AGAIN = "verify --delete, then run again"
+
+#: That of a file of which nobody knows what made it; `delete` keeps it.
+FOREIGN = "delete it and run again, or keep it elsewhere"
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,14 @@ class Fault:
         What is wrong with it.
     mend
         What to do about it.
+    job
+        Record whose job must run again, if one must.
     """
 
     path: str
     what: str
     mend: str
+    job: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}: {self.mend}"
@@ -84,9 +94,7 @@ def verify(results: str | Path) -> Verification:
     root = Path(results)
     known, damaged = records.read_records(root)
     found = Verification(records=len(known) + len(damaged))
-    for name, one in damaged.items():
-        made = one.claims[0] if one.claims else "what is named here without record"
-        found.faults.append(Fault(name, one.why, f"delete it and {made}, and run again"))
+    found.faults += [Fault(name, one.why, AGAIN, name) for name, one in damaged.items()]
 
     makers: dict[str, list[str]] = defaultdict(list)
     for name, record in known.items():
@@ -113,6 +121,40 @@ def verify(results: str | Path) -> Verification:
     found.faults += _unclaimed(root, there - claimed, makers, known)
     found.faults.sort(key=lambda fault: fault.path)
     return found
+
+
+def delete(results: str | Path, found: Verification) -> int:
+    """Delete all that the jobs at fault wrote, and their records.
+
+    The next run makes it anew, and what rests on it. Raw files of the user and files without record
+    are left alone.
+
+    Returns
+    -------
+    int
+        Number of files deleted.
+    """
+    root = Path(results).resolve()
+    known, damaged = records.read_records(root)
+    count = 0
+    for name in sorted({fault.job for fault in found.faults if fault.job}):
+        outputs = known[name].outputs if name in known else damaged[name].claims
+        for path in (root / file for file in (*outputs, name)):
+            if path.is_file() and path.resolve().is_relative_to(root):
+                path.unlink()
+                count += 1
+            _tidy(path.parent, root)
+    return count
+
+
+def _tidy(folder: Path, root: Path) -> None:
+    """Remove folders in which no result is left; Snakemake's mark of a folder is none."""
+    while folder != root and folder.is_relative_to(root) and folder.is_dir():
+        if any(path.name != MARK for path in folder.iterdir()):
+            return
+        (folder / MARK).unlink(missing_ok=True)
+        folder.rmdir()
+        folder = folder.parent
 
 
 def _results(root: Path) -> set[str]:
@@ -179,14 +221,14 @@ def _outputs(
     missing = [path for path in lasting if root / path not in digests]
     if lasting and len(missing) == len(lasting) > 1:
         what = f"nothing is left of the {len(lasting):,} files that it tells of, {missing[0]} first"
-        yield Fault(name, what, "run again, or delete this record")
+        yield Fault(name, what, "run again, or delete this record", name)
         missing = []
     for path in missing:
-        yield Fault(path, f"missing; {name} tells of it", "run again")
+        yield Fault(path, f"missing; {name} tells of it", AGAIN, name)
     for path, sha in own.items():
         digest = digests.get(root / path)
         if digest is not None and digest != sha:
-            yield Fault(path, _differs(digest, sha, name), AGAIN)
+            yield Fault(path, _differs(digest, sha, name), AGAIN, name)
 
 
 def _differs(digest: str, recorded: str, name: str) -> str:
@@ -210,6 +252,7 @@ def _stale(
             next(iter(record.outputs), name),
             f"made from another {path} ({sha[:12]}…) than lies there now ({now[:12]}…){more}",
             AGAIN,
+            name,
         )
 
 
@@ -223,11 +266,11 @@ def _unclaimed(
         folders[folder].append(file)
     for folder, files in folders.items():
         if len(files) == 1:
-            yield Fault(f"{folder}/{files[0]}".lstrip("/"), "no record tells of it", AGAIN)
+            yield Fault(f"{folder}/{files[0]}".lstrip("/"), "no record tells of it", FOREIGN)
         else:
             names = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
             what = f"{len(files):,} files that no record tells of: {names}"
-            yield Fault(f"{folder}/", what, "delete them and run again")
+            yield Fault(f"{folder}/", what, FOREIGN)
     lost: dict[str, str] = {}
     for name, record in known.items():
         for path in record.inputs:

@@ -15,7 +15,7 @@ from scanbench.cli import main
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
 from scanbench.records import FOLDER, _digest, read_record
-from scanbench.verification import verify
+from scanbench.verification import delete, verify
 
 
 @pytest.fixture
@@ -115,6 +115,25 @@ def test_files_without_record_are_named_but_for_messages_and_times(study: Study)
     assert study.faults() == ["data/d/store.h5", "figures/"]
 
 
+def test_delete_makes_way_for_a_new_run_and_leaves_all_else(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(study.results / "data/d/scans/shard.npz", "damaged")
+    write(study.results / "data/d/foreign.npz", "mine")
+    write(study.results / "figures/lines.pdf", "damaged")
+    write(study.raw / "a.sxm", "edited")
+    # As Snakemake marks a folder that a job wrote.
+    write(study.results / "data/d/scans/.snakemake_timestamp", "")
+    assert main(["verify", str(study.results), "--delete"]) == 1
+    assert capsys.readouterr().out.endswith("7 files deleted: run again\n")
+    left = {path.relative_to(study.results).as_posix() for path in study.results.rglob("*.*")}
+    assert {name for name in left if not name.startswith(FOLDER)} == {
+        "data/d/foreign.npz", "data/d/store.h5", "scores/metrics.csv",
+    }  # fmt: skip
+    assert not (study.results / "data/d/scans").exists()
+    assert {path.name for path in study.raw.iterdir()} == {"a.sxm", "b.sxm"}
+
+
 def test_a_temporary_output_may_be_gone_and_no_other(study: Study) -> None:
     outputs = ["trial/weights", "trial/history.csv"]
     study.job("trial", ["data/d/store.h5"], outputs, temporary=["weights"])
@@ -153,7 +172,9 @@ def test_a_damaged_record_is_all_that_is_named(study: Study) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 3'))
     (fault,) = verify(study.results).faults
     assert fault.path == "records/train0.json"
-    assert fault.mend == "delete it and runs/0/weights, and run again"
+    assert fault.what == "is damaged: it does not match its own checksum"
+    assert delete(study.results, verify(study.results)) == 2
+    assert not (study.results / "runs/0").exists()
 
 
 def test_a_record_that_points_out_of_the_folder_is_refused(study: Study) -> None:
@@ -185,7 +206,7 @@ def test_verify_on_the_command_line(study: Study, capsys: pytest.CaptureFixture[
     assert main(["verify", str(study.results)]) == 1
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("scores/metrics.csv: its SHA-256 is ")
-    assert first.endswith(": delete it and run again")
+    assert first.endswith(": verify --delete, then run again")
     assert last.startswith(f"{study.results}: 1 fault in ")
     assert main(["verify", str(study.raw)]) == 2
     assert "kept no records" in capsys.readouterr().err
