@@ -30,7 +30,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 SNAKEMAKE = $(BIN)/snakemake --configfile config.yaml $(CONFIG)
 GPU_LIMIT = $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: help env lock results report test lint dry-run bench clean
+.PHONY: help env lock results report test lint audit dry-run bench clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -70,6 +70,9 @@ lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+audit: env  ## look for known flaws of the pinned packages (asks PyPI)
+	$(BIN)/python -m uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes -r requirements.lock
 
 dry-run: env  ## plan the full study without running it
 	$(BIN)/snakemake --dry-run --quiet rules
