@@ -1,13 +1,16 @@
 """Which source files a module needs: its import closure inside the package.
 
 The workflow lists them as inputs of each rule, so that editing a module reruns exactly the jobs
-whose code it is. Importing nothing, it reads the `import` statements from the syntax tree, those
-inside functions too, and adds the data files (templates, tables) that a module names.
+whose code it is. Importing nothing, it reads the `import` statements, those inside functions too, and
+adds the data files (templates, tables) that a module names. Every `snakemake` command and every job on
+a cluster does this first, so only the statements are parsed, and no file as a whole.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +19,14 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT.name
 
 
+#: An import of this package, or a relative one: the statement to its end, or something like it.
+_IMPORT = re.compile(
+    rf"^[ \t]*(?:from[ \t]+(?:{PACKAGE}\b|\.)|import[ \t][^\n]*\b{PACKAGE}\b)[^\n(]*(?:\([^)]*\))?",
+    re.MULTILINE,
+)
+
+
+@cache
 def module_file(module: str) -> Path | None:
     """Return the file of a module of this package, or None if there is no such module."""
     base = ROOT.parent.joinpath(*module.split("."))
@@ -47,27 +58,40 @@ def _data_files() -> dict[str, Path]:
 @cache
 def _named_data(path: Path) -> frozenset[Path]:
     """Return the data files of the package whose names stand in a module as text."""
-    texts = {
-        node.value
-        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    return frozenset(file for name, file in _data_files().items() if name in texts)
+    source = path.read_text(encoding="utf-8")
+    found = {name: file for name, file in _data_files().items() if name in source}
+    if found:  # perhaps in a comment only
+        texts = {node.value for node in _nodes(source) if isinstance(node, ast.Constant)}
+        found = {name: file for name, file in found.items() if name in texts}
+    return frozenset(found.values())
 
 
 @cache
 def _imports(path: Path) -> frozenset[str]:
+    source = path.read_text(encoding="utf-8")
+    try:
+        nodes = [
+            node
+            for statement in _IMPORT.finditer(source)
+            for node in _nodes(textwrap.dedent(statement[0]))
+        ]
+    except SyntaxError:  # prose that begins like an import, or an import of an unusual form
+        nodes = list(_nodes(source))
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{path}: line {node.lineno}: import by absolute name"
-            assert node.level == 0, f"{path}: line {node.lineno}: import by absolute name"
+            assert node.module, f"{path}: {ast.unparse(node)}: import by absolute name"
+            assert node.level == 0, f"{path}: {ast.unparse(node)}: import by absolute name"
             found.add(node.module)
             # `from package import module` names a module only in the alias.
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return frozenset(name for name in found if name.split(".")[0] == PACKAGE)
+
+
+def _nodes(source: str) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(source))
 
 
 def _with_parents(module: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ def resolved(config):
     """Fill in defaults and refuse mistakes with one line."""
     schema = Path(workflow.basedir, "workflow/schemas/config.schema.yaml")
     try:
-        return resolve(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
+        return resolve(config, yaml.load(schema.read_bytes(), Loader=yaml.CSafeLoader))
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
