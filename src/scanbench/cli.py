@@ -99,8 +99,9 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
+    how = {"resume": not args.restart, "tensorboard": args.tensorboard}
     train(
-        args.spec,
+        {**args.spec, "training": {**args.spec["training"], **how}},
         args.store,
         args.split,
         args.weights.parent,
@@ -500,6 +501,12 @@ def parser() -> argparse.ArgumentParser:
         "--teacher", type=Path, help="folder of a run to learn the soft answers of"
     )
     trained.add_argument("--chosen", type=Path, help="setting to train with (JSON), from choose")
+    trained.add_argument(
+        "--restart", action="store_true", help="keep no checkpoint, and go on from none"
+    )
+    trained.add_argument(
+        "--tensorboard", action="store_true", help="also write the history for TensorBoard"
+    )
     settled = command("choose", choose, {"out": "JSON file to write"})
     settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
     predicted = command(

@@ -232,8 +232,20 @@ def copies_spec(config: Config, split: str) -> str:
 
 
 def train_spec(config: Config, run: Mapping[str, Any]) -> str:
-    """Return what one training depends on."""
-    return canonical_json(_training(config, run, int(run["seed"])))
+    """Return what one training depends on, without the keys that a search sets."""
+    training = _training(config, run, int(run["seed"]))
+    searched = config["experiments"][run["experiment"]]["search"] if settings(config, run) else {}
+    for key in searched:
+        part, _, name = key.partition(".")
+        training[part] = {k: value for k, value in training[part].items() if k != name}
+    return canonical_json(_acting(training))
+
+
+def train_options(config: Config, run: Mapping[str, Any]) -> list[str]:
+    """Return the options of one training that its result does not depend on."""
+    training = config["experiments"][run["experiment"]]["training"]
+    restart = [] if training["resume"] else ["--restart"]
+    return [*restart, *(["--tensorboard"] if training["tensorboard"] else [])]
 
 
 def _training(config: Config, run: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -247,6 +259,20 @@ def _training(config: Config, run: Mapping[str, Any], seed: int) -> dict[str, An
         "seed": seed,
         "start": rests_on(config, {**run, "seed": seed}).get("start"),
     }
+
+
+def _acting(training: dict[str, Any]) -> dict[str, Any]:
+    """Return what a training depends on without the keys that have no effect beside the others.
+
+    A missing key decides nothing: a search may set it.
+    """
+    given = training["training"]
+    unused = {"resume", "tensorboard"}
+    if given.get("schedule", "plateau") != "plateau":
+        unused |= {"plateau_factor", "plateau_patience"}
+    if not given.get("warmup_epochs", 1):
+        unused.add("warmup_start")
+    return {**training, "training": {k: v for k, v in given.items() if k not in unused}}
 
 
 def settings(config: Config, run: Mapping[str, Any]) -> list[tuning.Setting]:
@@ -267,7 +293,7 @@ def trial_spec(config: Config, run: Mapping[str, Any]) -> str:
     training = tuning.with_setting(_training(config, run, wanted["seed"]), setting)
     if wanted["epochs"] is not None:
         training["training"]["epochs"] = wanted["epochs"]
-    return canonical_json(training)
+    return canonical_json(_acting(training))
 
 
 def choose_spec(config: Config, run: Mapping[str, Any]) -> str:
@@ -345,7 +371,7 @@ def tip_change_scores_spec(config: Config, name: str) -> str:
 
 def tip_change_spec(config: Config, name: str) -> str:
     """Return what judging detectors of tip changes depends on."""
-    wanted = config["tip_changes"][name]
+    wanted = {key: value for key, value in config["tip_changes"][name].items() if key != "title"}
     dataset = config["datasets"][wanted["dataset"]]
     sheet = dataset["source"] == "spm-toolbox"
     return canonical_json(

@@ -1,9 +1,9 @@
 """Which source files a module needs: its import closure inside the package.
 
 The workflow lists them as inputs of each rule, so that editing a module reruns exactly the jobs
-whose code it is. Importing nothing, it reads the `import` statements, those inside functions too, and
-adds the data files (templates, tables) that a module names. Every `snakemake` command and every job on
-a cluster does this first, so only the statements are parsed, and no file as a whole.
+whose code it is. Importing nothing, it reads the `import` statements, those inside functions too,
+and adds the data files (templates, tables) that a module names. Every `snakemake` command and every
+job on a cluster does this first, so only the statements are parsed, and no file as a whole.
 """
 
 from __future__ import annotations

@@ -122,3 +122,39 @@ def test_a_deployment_is_of_all_runs_of_its_experiment_beside_those_of_its_teach
     alone = {"deployments": {"monitor": {"experiment": "monitor-alone"}}}
     spec = json.loads(plan.deployment_spec(config("h-si100-monitor.yaml", alone), "monitor"))
     assert (spec["teacher"], spec["teacher_runs"]) == (None, [])
+
+
+def training(resolved: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+    run = {"dataset": "h-si100", "split": "sessions", "experiment": experiment, "fold": 0}
+    spec: dict[str, Any] = json.loads(plan.train_spec(resolved, {**run, "seed": 0}))
+    return spec
+
+
+def test_a_training_depends_on_no_key_that_has_no_effect_beside_the_others() -> None:
+    plateau = {"plateau_factor", "plateau_patience"}
+    on = training(config({"training": {"schedule": "plateau", "warmup_epochs": 1}}), "vit")
+    assert on["training"].keys() >= plateau | {"warmup_start"}
+    off = training(config({"training": {"schedule": "cosine", "warmup_epochs": 0}}), "vit")
+    assert on["training"].keys() - off["training"].keys() == plateau | {"warmup_start"}
+
+
+def test_how_a_training_runs_is_an_option_and_not_what_its_result_depends_on() -> None:
+    run = {"experiment": "vit"}
+    assert plan.train_options(config(), run) == []
+    changed = config({"training": {"resume": False, "tensorboard": True}})
+    assert plan.train_options(changed, run) == ["--restart", "--tensorboard"]
+    assert training(changed, "vit") == training(config(), "vit")
+
+
+def test_a_training_with_a_search_depends_on_no_value_that_the_search_sets() -> None:
+    searched = training(config("tuned.yaml"), "vit")
+    keys = {"learning_rate", "weight_decay"}
+    assert training(config(), "vit")["training"].keys() - searched["training"].keys() == keys
+    # A search may choose the schedule, so that no key of a schedule can be left out.
+    search = {"experiments": {"vit": {"search": {"training.schedule": ["cosine", "plateau"]}}}}
+    chosen = training(
+        config("tuned.yaml", search, {"tuning": {"trials": 2}, "training": {"schedule": "cosine"}}),
+        "vit",
+    )
+    assert "plateau_factor" in chosen["training"]
+    assert "schedule" not in chosen["training"]

@@ -210,12 +210,16 @@ def others(value: Any, part: Schema, names: list[str]) -> Iterator[Any]:
         yield [*value, part.get("items", {}).get("minimum", 1)]
     elif isinstance(value, Mapping):
         for key, item in value.items():
+            yield {**value, f"{key}x": item}
             inside = part.get("additionalProperties", {})
             for changed in others(item, inside if isinstance(inside, Mapping) else {}, names):
                 yield {**value, key: changed}
         yield {**value, "x": "x"}
-    else:
+    elif "array" in part["type"]:
+        yield [part["items"].get("minimum", 0)]
+    elif "integer" in part["type"]:
         yield part.get("minimum", 1)
+    elif "string" in part["type"]:
         yield from names
     if _may_be_null(part) and value is not None:
         yield None

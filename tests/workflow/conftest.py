@@ -53,12 +53,17 @@ class Project:
         self, *arguments: str, config: dict | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake with the tiny configuration, changed by `config`."""
-        overlay = self.folder / "overlay.yaml"
-        tiny = yaml.safe_load(TINY.read_text(encoding="utf-8"))
-        overlay.write_text(yaml.safe_dump(merge(tiny, config or {})), encoding="utf-8")
+        overlay = self.overlay(config or {})
         return self.run(
-            *("snakemake", "--configfile", "config.yaml", "overlay.yaml", *arguments), check=check
+            *("snakemake", "--configfile", "config.yaml", overlay, *arguments), check=check
         )
+
+    def overlay(self, config: Mapping[str, Any], study: Path = TINY) -> str:
+        """Write the tiny configuration, or another, changed by `config`; return its name."""
+        path = self.folder / "overlay.yaml"
+        whole = yaml.safe_load(study.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump(merge(whole, config)), encoding="utf-8")
+        return path.name
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment in the copy, with the copy's sources."""

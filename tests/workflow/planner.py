@@ -10,12 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Job = tuple[str, str]
+
+#: What planning must read.
+PROJECT = ("Snakefile", "config.yaml", "overlay.yaml", "src/", "workflow/")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,24 @@ class Plan:
         files it reads.
     reruns
         Those of them that would run now.
+    recorded
+        Those of them of which Snakemake has a record; of others it sees only what is missing or
+        older than its inputs.
+    sources
+        The files of the package that each job lists as its inputs.
+    commands
+        Shell command of each rule.
+    opened
+        Files below the project's folder that planning opened, as often as it did, without those of
+        Snakemake itself and of the project.
     """
 
     below: Mapping[Job, frozenset[Job]]
     reruns: frozenset[Job]
+    recorded: frozenset[Job]
+    sources: Mapping[Job, frozenset[str]]
+    commands: Mapping[str, str]
+    opened: tuple[str, ...]
 
     def with_all_above(self, first: frozenset[Job]) -> frozenset[Job]:
         """Return jobs with all that rest on them."""
@@ -77,6 +94,10 @@ class Planner:
                 for job, numbers in zip(jobs, answer["below"], strict=True)
             },
             reruns=frozenset(jobs[number] for number in answer["reruns"]),
+            recorded=frozenset(jobs[number] for number in answer["recorded"]),
+            sources=dict(zip(jobs, map(frozenset, answer["sources"]), strict=True)),
+            commands=answer["commands"],
+            opened=tuple(answer["opened"]),
         )
 
     def finish(self) -> None:
@@ -99,16 +120,25 @@ class Planner:
 def _answer(what: str, configs: list[str]) -> dict[str, Any]:
     """Do what is asked; in a fork, as Snakemake leaves its traces in a process."""
     from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        Quietness,
+        ResourceSettings,
+    )
 
+    opened: list[str] = []
+    sys.addaudithook(lambda event, given: opened.append(given[0]) if event == "open" else None)
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=what != "touch")) as api:
         workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=1),
+            resource_settings=ResourceSettings(cores=os.cpu_count()),
             config_settings=ConfigSettings(configfiles=[Path(name) for name in configs]),
             snakefile=Path("Snakefile"),
         )
         if what == "touch":
-            workflow.dag().execute_workflow(pseudo_executor="touch")
+            # The files are there, so no job would run.
+            workflow.dag(DAGSettings(forceall=True)).execute_workflow(pseudo_executor="touch")
             return {}
         workflow.dag().printd3dag()  # builds the DAG and runs nothing
         dag = workflow._workflow.dag
@@ -118,6 +148,7 @@ def _answer(what: str, configs: list[str]) -> dict[str, Any]:
                 Path(path).mkdir() if path.is_directory else Path(path).touch()
             return {}
         jobs = [job for job in dag.jobs if job.rule.name != "all"]
+        known = [job for job in jobs if workflow._workflow.persistence.has_metadata(job)]
         number = {job: place for place, job in enumerate(jobs)}
         return {
             "jobs": [
@@ -126,7 +157,20 @@ def _answer(what: str, configs: list[str]) -> dict[str, Any]:
             ],
             "below": [[number[below] for below in dag.dependencies[job]] for job in jobs],
             "reruns": [number[job] for job in jobs if dag.needrun(job)],
+            "recorded": [number[job] for job in known],
+            "sources": [[path for path in job.input if path.startswith("src/")] for job in jobs],
+            "commands": {job.rule.name: job.rule.shellcmd for job in jobs},
+            "opened": sorted(_of_the_study(opened)),
         }
+
+
+def _of_the_study(paths: list[Any]) -> Iterator[str]:
+    """Give those of opened paths that are neither Snakemake's nor the project's."""
+    for path in paths:
+        if isinstance(path, str | os.PathLike):
+            name = os.path.relpath(path)
+            if not name.startswith(("..", ".snakemake", *PROJECT)):
+                yield name
 
 
 def _serve() -> None:

@@ -1,12 +1,18 @@
-"""Changing one thing reruns what depends on it, and nothing else."""
+"""Changing one thing in a study that has run reruns what depends on it, and nothing else.
+
+Every key of the configuration is changed in `test_rerun_matrix`, in a study of every kind.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Job, Project
+from planner import Planner
 
 pytestmark = pytest.mark.workflow
 
@@ -58,6 +64,10 @@ CHANGES = {
     "seed added": (
         {"comparisons": {"simulated": {"seeds": [0, 1]}}},
         runs(*EXPERIMENTS, seed=1) | SCORES | RENDER,
+    ),
+    "model added": (
+        {"comparisons": {"simulated": {"experiments": [*EXPERIMENTS, "cnn-scan"]}}},
+        runs("cnn-scan") | SCORES | RENDER,
     ),
     "experiment removed": (
         {"comparisons": {"simulated": {"experiments": ["majority", "features"]}}},
@@ -113,14 +123,30 @@ CHANGES = {
 }
 
 
+Plans = Callable[[dict[str, Any]], set[Job]]
+
+
+@pytest.fixture(scope="module")
+def plans(finished: Project) -> Iterator[Plans]:
+    """Give a function that plans the finished study with a change, in a second."""
+    planner = Planner(finished.folder, finished.environment)
+    yield lambda change: set(planner.plan(finished.overlay(change)).reruns)
+    planner.close()
+
+
 def test_nothing_reruns_when_nothing_changed(finished: Project) -> None:
     assert finished.planned() == set()
 
 
+def test_what_a_user_types_plans_the_same(finished: Project, plans: Plans) -> None:
+    config, expected = CHANGES["evaluation"]
+    assert finished.planned(config=config) == plans(config) == expected
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_value_reruns_what_depends_on_it(finished: Project, change: str) -> None:
+def test_one_value_reruns_what_depends_on_it(plans: Plans, change: str) -> None:
     config, expected = CHANGES[change]
-    assert finished.planned(config=config) == expected
+    assert plans(config) == expected
 
 
 SOURCES = {
@@ -133,19 +159,21 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_edited_source_reruns_the_jobs_whose_code_it_is(finished: Project, source: str) -> None:
+def test_edited_source_reruns_the_jobs_whose_code_it_is(
+    finished: Project, plans: Plans, source: str
+) -> None:
     path = finished.folder / "src/scanbench" / source
     text, stat = path.read_bytes(), path.stat()
     try:
         path.write_bytes(text + b"\n# edited\n")
-        assert finished.planned() == SOURCES[source]
+        assert plans({}) == SOURCES[source]
     finally:
         path.write_bytes(text)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert finished.planned() == set()
+    assert plans({}) == set()
 
 
-def test_touched_sources_rerun_nothing(finished: Project) -> None:
+def test_touched_sources_rerun_nothing(finished: Project, plans: Plans) -> None:
     for path in Path(finished.folder, "src").rglob("*.py"):
         path.touch()
-    assert finished.planned() == set()
+    assert plans({}) == set()

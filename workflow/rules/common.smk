@@ -136,6 +136,21 @@ def of_trial(wildcards):
     return {**wildcards, "seed": config["tuning"]["seed"]}
 
 
+class Untracked:
+    """A parameter whose changes rerun nothing: Snakemake records only values of builtin types."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+
+def training_options(wildcards):
+    """Give the options of a training that its result does not depend on."""
+    return Untracked(" ".join(plan.train_options(config, wildcards)))
+
+
 def trials(wildcards):
     """List the records of the settings that a fold tries for an experiment."""
     return [

@@ -31,10 +31,11 @@ rule train:
         spec=lambda wildcards: plan.train_spec(config, wildcards),
         chosen=chosen_option,
         foundations=foundation_options,
+        options=training_options,
         temporary=[],
     shell:
         recorded(
-            "train {params.chosen:q} {params.foundations:q} --spec {params.spec:q}"
+            "train {params.chosen:q} {params.foundations:q} {params.options} --spec {params.spec:q}"
             " {input.store:q} {input.split:q} {output.weights:q}",
             options="{params.temporary:q}",
         )

@@ -23,6 +23,7 @@ use rule train as trial with:
         spec=lambda wildcards: plan.trial_spec(config, wildcards),
         chosen=[],
         foundations=lambda wildcards: foundation_options(of_trial(wildcards)),
+        options=training_options,
         temporary=["--temporary", "weights.safetensors"],
 
 
