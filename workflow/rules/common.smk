@@ -62,9 +62,17 @@ def if_there(path):
     return [path] if path and os.path.exists(path) else []
 
 
+def files_there(path):
+    """List a user's files as input whatever their time: `user_files` tells if they changed.
+
+    A folder gets a new time when a file browser leaves a hidden file in it.
+    """
+    return [ancient(found) for found in if_there(path)]
+
+
 def local_clone(wildcards):
     """Give the user's clone of the public images, if the data set names one."""
-    return if_there(config["datasets"][wildcards.dataset]["path"])
+    return files_there(config["datasets"][wildcards.dataset]["path"])
 
 
 def user_files(wildcards):
@@ -80,7 +88,7 @@ def source_folder(wildcards):
     """Give the raw files: the user's own, or the folder that a rule makes."""
     path = plan.source_path(config, wildcards.dataset)
     return (
-        if_there(path)
+        files_there(path)
         if config["datasets"][wildcards.dataset]["source"] == "files"
         else path
     )
