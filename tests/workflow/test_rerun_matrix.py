@@ -246,8 +246,8 @@ DYNAMIC = {
     "scanbench.config": [],
     "scanbench.plan": [],
 }
-#: `scanbench.cli` and what it needs to start are no inputs of a rule: they parse a command and hand
-#: it over, and every edit of them would rerun everything.
+#: `scanbench.cli` and what it needs to start, and to record a job, are no inputs of a rule: they
+#: parse a command and hand it over, and every edit of them would rerun everything.
 
 
 def module_of(path: Path) -> str:
@@ -274,7 +274,8 @@ CLI = {
 def imported_by(command: str) -> set[str]:
     """Return the modules that a shell command's function of the command line imports."""
     words = shlex.split(command)
-    return set(_imported(CLI[words[1].replace("-", "_")].body, set(words)))
+    words = words[words.index("--") + 1 :]  # before it: what records the job
+    return set(_imported(CLI[words[0].replace("-", "_")].body, set(words)))
 
 
 def _imported(body: list[ast.stmt], words: set[str]) -> Iterator[str]:
