@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scanbench import provenance, sources
 from scanbench.errors import UserError
-from scanbench.files import canonical_json, sha256_of, watching, write_json
+from scanbench.files import canonical_json, parse_json, sha256_of, watching, write_json
 
 SCHEMA_VERSION = 1
 
@@ -333,10 +333,10 @@ def read_record(path: Path) -> Record:
         With what is wrong with it, without its path.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError("is damaged: it is no JSON") from None
     if not isinstance(content, dict) or "schema_version" not in content:
         raise UserError("is no record of a job")
@@ -417,6 +417,7 @@ class Damaged:
 
 def _claims(path: Path) -> list[str]:
     try:
-        return list(json.loads(path.read_bytes())["outputs"])
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        outputs = list(parse_json(path.read_bytes())["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
         return []
+    return [name for name in outputs if _stays_below(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from rich.tree import Tree
 
 from scanbench import records
 from scanbench.errors import UserError, counted
-from scanbench.files import sha256_of
+from scanbench.files import parse_json, sha256_of
 from scanbench.records import Record
 
 #: What is printed unless all is asked for: digits of a hash, jobs of a step, files of a job,
@@ -191,9 +190,9 @@ def _drawn_from(results: Path, record: Record, files: Mapping[str, str]) -> set[
         path = results / output
         if path.suffix == ".json" and path.is_file():
             try:
-                content = json.loads(path.read_bytes())
+                content = parse_json(path.read_bytes())
                 told |= {**content.get("figures", {}), **content.get("pages", {})}
-            except (AttributeError, TypeError, ValueError, RecursionError):
+            except (AttributeError, TypeError, ValueError):
                 continue
     found: set[str] = set()
     for file in files.keys() & record.outputs.keys():

@@ -44,6 +44,7 @@ def test_they_run_and_one_value_reruns_what_depends_on_it(finished: Project) -> 
     assert set(found["score"]) == {"max-softmax", "energy", "mahalanobis", "line-step"}
 
     assert planned({}) == set()
+    finished.run("scanbench", "verify", "results")  # fails on anything without record
     explanation = {"tolerance": (5, EXPLAIN), "points": (4, EXPLAIN | ATTRIBUTE)}
     for key, (value, expected) in explanation.items():
         assert planned({"explanations": {"tip-changes": {key: value}}}) == expected

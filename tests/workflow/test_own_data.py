@@ -153,7 +153,13 @@ def test_a_scan_replaced_in_place_by_one_of_its_size_reruns_from_ingest_on(
     content = first.read_bytes()
     first.write_bytes(content)
     assert project.planned(SPLIT, config=config) == set()
+    assert "every checksum holds" in project.run("scanbench", "verify", "results").stdout
     first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    verified = project.run("scanbench", "verify", "results", check=False)
+    assert verified.returncode == 1
+    (fault, _) = verified.stdout.splitlines()
+    assert fault.startswith(f"{first}: its SHA-256 is ")
+    assert fault.endswith(": restore it, or run again with it")
     planned = project.planned(SPLIT, config=config)
     assert {rule for rule, _ in planned} == {"ingest", "convert", "split"}
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from conftest import Job, Project, merge
 
+from scanbench.tracing import trace
+from scanbench.verification import verify
+
 pytestmark = pytest.mark.workflow
 
 CONFIG: dict[str, Any] = {
@@ -62,6 +65,17 @@ def test_other_scans_rerun_the_start_and_what_rests_on_it(started: Project) -> N
     elsewhere |= {("split", "dataset=elsewhere, split=sessions")}
     start = {("train", RUN.format("elsewhere", "features"))}
     assert started.planned(config=other) == elsewhere | start | runs("features-started") | AFTER
+
+
+def test_a_start_is_traced_to_the_raw_files_of_both_data_sets(started: Project) -> None:
+    results = started.folder / "results"
+    chain = trace(
+        results / "runs/simulated/sessions/features-started/fold0-seed0/predictions.parquet"
+    )
+    assert list(chain.steps) == ["predict", "train", "split", "convert", "ingest", "simulate"]
+    assert [len(jobs) for jobs in chain.steps.values()] == [1, 2, 2, 2, 2, 2]
+    assert {name.split("/")[1] for name in chain.raw} == {"simulated", "elsewhere"}
+    assert verify(results).faults == []
 
 
 def test_a_share_of_labels_added_trains_that_run_alone(started: Project) -> None:
