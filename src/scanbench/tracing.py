@@ -98,22 +98,14 @@ def trace(path: str | Path) -> Chain:
     Raises
     ------
     UserError
-        If no record tells of the file, or records contradict each other.
+        If no record tells of the file, or a record is damaged.
     """
     path = Path(path)
     results = results_of(path)
     known, damaged = records.read_records(results)
     for name, one in damaged.items():
         raise UserError(f"{results / name}: {one.why}: see scanbench verify {results}")
-    makers: dict[str, str] = {}
-    for name, record in known.items():
-        for output, sha in record.outputs.items():
-            other = makers.setdefault(output, name)
-            if known[other].outputs[output] != sha:
-                raise UserError(
-                    f"{results / output}: {other} and {name} both tell of it: "
-                    f"see scanbench verify {results}"
-                )
+    makers = _makers(results, known)
     wanted = path.absolute().relative_to(results.absolute()).as_posix()
     files = {
         output: known[name].outputs[output]
@@ -154,6 +146,16 @@ def results_of(path: Path) -> Path:
     raise UserError(
         f"{path}: no folder above it holds {records.FOLDER}/: name a file of a results folder"
     )
+
+
+def _makers(results: Path, known: Mapping[str, Record]) -> dict[str, str]:
+    """Return the record that tells of each output: of several, the one that tells of its bytes."""
+    makers: dict[str, str] = {}
+    for name, record in known.items():
+        for output, sha in record.outputs.items():
+            if output not in makers or _is(results / output, sha):
+                makers[output] = name
+    return makers
 
 
 def _is(path: Path, sha: str) -> bool:

@@ -97,6 +97,14 @@ def test_what_cannot_be_traced_is_one_clear_line(study: Study, tmp_path: Path) -
         trace(study.results / "figures/lines.svg")
 
 
+def test_of_two_records_of_one_file_the_one_of_its_bytes_is_followed(study: Study) -> None:
+    study.job("combine", ["data/d/store.h5"], ["runs/1/weights"])
+    for stage in ("combine", "train"):
+        chain = trace(study.results / "runs/1/weights")
+        assert (next(iter(chain.steps)), chain.changed) == (stage, [])
+        study.job("train", ["data/d/store.h5"], ["runs/1/weights"], seed=1)
+
+
 def test_records_that_lead_in_a_circle_are_refused(study: Study) -> None:
     study.job("combine", ["runs/0/weights"], ["runs/4/weights"])
     study.job("train", ["runs/4/weights"], ["runs/0/weights"], seed=0)
