@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from scanbench import provenance
-from scanbench.errors import UserError, did_you_mean
+from scanbench.errors import UserError, did_you_mean, first_line
 from scanbench.files import replacing
 
 Batch = Any
@@ -482,9 +482,15 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"{path}: does not match its own SHA-256: the checkpoint is damaged; remove it, "
                 "and the training begins anew"
             )
-        checkpoint: dict[str, Any] = torch.load(
-            io.BytesIO(content), map_location=map_location, weights_only=True
-        )
+        try:
+            checkpoint: dict[str, Any] = torch.load(
+                io.BytesIO(content), map_location=map_location, weights_only=True
+            )
+        except Exception as error:  # of as many kinds as there are things that a file can hold
+            raise UserError(
+                f"{path}: is no checkpoint ({first_line(error)}); remove it, and the training "
+                "begins anew"
+            ) from None
         return checkpoint
 
 

@@ -29,7 +29,13 @@ from scanbench import learning, sources
 from scanbench.augment import Augmentation
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
-from scanbench.learning import Settings, from_config, learning_rate, parameter_groups
+from scanbench.learning import (
+    Settings,
+    WholeCheckpoints,
+    from_config,
+    learning_rate,
+    parameter_groups,
+)
 from scanbench.runs import AnswerTimes, load_run
 from scanbench.store import Store
 from scanbench.training import HISTORY, Batch, Classification, class_weights, train
@@ -441,6 +447,31 @@ LONG: dict[str, Any] = {
     },
     "augmentation": {"flip_slow": 0.5, "line_dropout": 0.1},
 }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: b"0" + content[1:],
+        lambda content: content[:-1],
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_not_gone_on_from(damage: Any, tmp_path: Path) -> None:
+    path, kept = tmp_path / "last.ckpt", {"epoch": 3, "weights": torch.arange(4.0)}
+    WholeCheckpoints().save_checkpoint(kept, path)
+    assert torch.equal(WholeCheckpoints().load_checkpoint(path)["weights"], kept["weights"])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"last\.ckpt: .* is damaged; remove it"):
+        WholeCheckpoints().load_checkpoint(path)
+
+
+def test_a_checkpoint_that_would_have_to_be_unpickled_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"path": tmp_path}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt: "):
+        WholeCheckpoints().load_checkpoint(path)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
