@@ -2,7 +2,12 @@
 
 from snakemake.utils import min_version
 
+from scanbench.failures import Failures
+
 min_version("9.0")
+
+failures = Failures()
+logger.addHandler(failures)
 
 
 configfile: "config.yaml"
@@ -31,8 +36,16 @@ wildcard_constraints:
     trial=r"\d+",
 
 
+# On a cluster these run on the submitting host: compute nodes often have no network, and what takes
+# seconds is not worth a place in the queue.
 localrules:
     all,
+    fetch,
+    choose,
+    combine,
+    combine_unlabelled,
+    curves,
+    protocols,
 
 
 rule all:
@@ -57,3 +70,7 @@ include: "workflow/rules/anomaly.smk"
 include: "workflow/rules/curves.smk"
 include: "workflow/rules/realism.smk"
 include: "workflow/rules/deploy.smk"
+
+
+onerror:
+    logger.error("\n".join(["", "What failed:", *failures.lines()]))

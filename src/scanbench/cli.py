@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanbench import STUDIES, __version__, plan
-from scanbench.errors import UserError, counted
+from scanbench.errors import MISTAKE, UserError, counted
 from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
 
@@ -766,7 +766,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
         return 128 + stopped.signum
     except UserError as error:
-        print(f"scanbench: error: {error}", file=sys.stderr)
+        print(f"{MISTAKE}{error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read the output has closed it, as `head` does.
@@ -775,7 +775,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A full disk or a missing permission is the user's to mend, and the file is named.
         name = f"{error.filename}: " if error.filename else ""
-        print(f"scanbench: error: {name}{error.strerror or error}", file=sys.stderr)
+        print(f"{MISTAKE}{name}{error.strerror or error}", file=sys.stderr)
         return 2
     return status or 0
 

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+#: What a command's line about a mistake begins with.
+MISTAKE = "scanbench: error: "
+
 
 class UserError(Exception):
     """Something a user can mend: bad input, bad config, a missing file.

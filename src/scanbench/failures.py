@@ -1,0 +1,113 @@
+"""What failed in a run of the workflow, said in its last lines."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scanbench.errors import MISTAKE
+
+#: What a state of SLURM means for the one who reads it; `{rule}` is the rule's name.
+STATES = {
+    "OUT_OF_MEMORY": "killed for memory: raise mem_mb of {rule} in profiles/slurm/config.yaml",
+    "TIMEOUT": "out of time: raise runtime of {rule} in profiles/slurm/config.yaml",
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "its node failed",
+}
+
+
+def mistakes(log: Path) -> list[str]:
+    """List what a user must mend, as the commands of a job said in its log.
+
+    Returns
+    -------
+    list of str
+        The messages of `UserError`, each once, without the name of the program; none if the file
+        cannot be read.
+    """
+    said = [line.removeprefix(MISTAKE) for line in _lines(log) if line.startswith(MISTAKE)]
+    return list(dict.fromkeys(said))
+
+
+def _lines(log: Path) -> list[str]:
+    """Return the lines of a log that are not empty; none if it cannot be read."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, and why as far as it is known.
+
+    Parameters
+    ----------
+    rule
+        Name of the rule.
+    logs
+        Its log, then that of SLURM if it ran there.
+    said
+        What the executor says of it.
+    """
+
+    rule: str
+    logs: tuple[str, ...]
+    said: str
+
+    @property
+    def cause(self) -> str:
+        """The mistake to mend, or the state in which SLURM left the job, or its last words."""
+        for log in self.logs:
+            if found := mistakes(Path(log)):
+                return "; ".join(found)
+        if (state := re.search(r"status is: '(\w+)'", self.said)) and state[1] in STATES:
+            return STATES[state[1]].format(rule=self.rule)
+        words = _lines(Path(self.logs[0])) if self.logs else []
+        return words[-1] if words else " ".join(self.said.split()) or "no reason is known"
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.cause}; log: {self.logs[0] if self.logs else 'none'}"
+
+
+class Failures(logging.Handler):
+    """Remember which jobs failed and have not succeeded since, from what Snakemake logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_job: dict[int, Failure] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of an event of Snakemake."""
+        told: dict[str, Any] = vars(record)
+        event = getattr(told.get("event"), "name", None)
+        if event == "JOB_FINISHED":
+            self._of_job.pop(told["job_id"], None)
+        elif event == "GROUP_ERROR":
+            members = told["job_error_info"]
+            failure = _of_group(told["groupid"], members, told["aux_logs"])
+            self._of_job.update({member["jobid"]: failure for member in members})
+        elif event == "JOB_ERROR" and not told["indent"]:  # the jobs of a group are indented
+            said = str(told["rule_msg"] or "")
+            self._of_job[told["jobid"]] = Failure(told["rule_name"], _paths(told["log"]), said)
+
+    def lines(self) -> list[str]:
+        """Give one line for each job that failed for good, in the order of their failures."""
+        return [str(failure) for failure in dict.fromkeys(self._of_job.values())]
+
+
+def _of_group(name: str, members: Sequence[Mapping[str, Any]], logs: Iterable[Any]) -> Failure:
+    """Return the failure of a group of jobs: that of the one with a mistake, if there is one."""
+    for member in members:
+        paths = _paths(member["log"])
+        if any(mistakes(Path(path)) for path in paths):
+            return Failure(member["rule_name"], paths, "")
+    rules = ", ".join(sorted({member["rule_name"] for member in members}))
+    return Failure(f"group {name} ({rules})", _paths(logs), "")
+
+
+def _paths(logs: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, logs))
