@@ -9,6 +9,9 @@ from typing import Any
 
 from scanbench.errors import MISTAKE
 
+#: What SLURM writes into the log of a job that it kills for memory; its state need not tell.
+MEMORY = re.compile(r"exceeded (job|step) memory limit|oom[-_ ]kill", re.IGNORECASE)
+
 #: What a state of SLURM means for the one who reads it; `{rule}` is the rule's name.
 STATES = {
     "OUT_OF_MEMORY": "killed for memory: raise mem_mb of {rule} in profiles/slurm/config.yaml",
@@ -64,8 +67,11 @@ class Failure:
         for log in self.logs:
             if found := mistakes(Path(log)):
                 return "; ".join(found)
-        if (state := re.search(r"status is: '(\w+)'", self.said)) and state[1] in STATES:
-            return STATES[state[1]].format(rule=self.rule)
+        state = "".join(re.findall(r"status is: '(\w+)'", self.said))
+        if any(MEMORY.search(line) for log in self.logs[1:] for line in _lines(Path(log))):
+            state = "OUT_OF_MEMORY"
+        if state in STATES:
+            return STATES[state].format(rule=self.rule)
         words = _lines(Path(self.logs[0])) if self.logs else []
         return words[-1] if words else " ".join(self.said.split()) or "no reason is known"
 

@@ -80,21 +80,20 @@ def why_not(*, accounting: bool = False) -> str | None:
         if path.exists() and not path.read_text(encoding="utf-8").startswith(OURS):
             return f"{path} is that of a cluster of yours, which is left alone"
     for name in ("slurmctld", "slurmd"):
-        if process_ids(name):
+        if runs(name):
             return f"{name} runs already"
     if not all(Path(f"/dev/tty{number}").exists() for number in range(2)):
         return "no /dev/tty0 and /dev/tty1 to stand for GPUs"
     return None
 
 
-def process_ids(name: str) -> list[int]:
-    """List the processes of a command by name."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
+def runs(name: str) -> bool:
+    """Tell whether a process of a command runs; one that has ended has no command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if path.read_text(encoding="utf-8").strip() == name:
-                found.append(int(path.parent.name))
-    return found
+            if Path(path.read_text(encoding="utf-8").split("\0")[0]).name == name:
+                return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import yte
 from conftest import ROOT, Project
 
 pytestmark = pytest.mark.workflow
@@ -95,21 +96,42 @@ def resources(text: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def slurm_profile() -> dict:
+    """Read the profile as Snakemake does."""
+    with (ROOT / "profiles/slurm/config.yaml").open(encoding="utf-8") as file:
+        return yte.process_yaml(file, require_use_yte=True)
+
+
+def test_every_rule_has_a_place_on_a_cluster(project: Project) -> None:
+    rules = set(project.run("snakemake", "--list-rules").stdout.split())
+    local = re.search(r"^localrules:\n((?:    \w+,\n)+)", (ROOT / "Snakefile").read_text(), re.M)
+    assert local
+    here = set(local[1].replace(",", " ").split())
+    placed = slurm_profile()["set-resources"]
+    assert set(placed) | here == rules
+    assert not set(placed) & here
+    for rule, resources in placed.items():
+        for name in ("mem_mb", "runtime"):
+            assert re.fullmatch(r"\d+ \* attempt", resources[name]), f"{rule}: {name}"
+
+
+@pytest.mark.parametrize("overlay", ["", "withheld-defect.yaml"])
 def test_slurm_profile_plans_as_typed_and_asks_for_one_gpu_where_one_is_used(
-    project: Project,
+    project: Project, overlay: str
 ) -> None:
-    done = project.run("snakemake", "--profile", "slurm", "--dry-run")
+    overlays = ("--configfile", "config.yaml", f"config/{overlay}") if overlay else ()
+    done = project.run("snakemake", "--profile", "slurm", "--dry-run", *overlays)
     by_rule = resources(done.stdout + done.stderr)
-    assert set(by_rule) >= {"fetch", "ingest", "convert", "split", "train", "predict", "evaluate"}
-    for rule, jobs in by_rule.items():
-        on_gpu = rule in ("train", "predict", "predict_unlabelled")
-        for job in jobs:
+    assert set(by_rule) >= {"fetch", "ingest", "convert", "split", "train"}
+    placed = slurm_profile()["set-resources"]
+    for rule in set(by_rule) & set(placed):
+        on_gpu = placed[rule].get("slurm_partition") == "gpu"
+        for job in by_rule[rule]:
             # The plugin turns `gpu` into `--gpus`; beside it, `gres` would ask a second time.
             assert job.get("gpu") == ("1" if on_gpu else None)
             assert "gres" not in job
-            if rule != "all":
-                assert job["slurm_partition"] == ("gpu" if on_gpu else "cpu")
-                assert int(job["mem_mb"]) >= 600
+            assert job["slurm_partition"] == ("gpu" if on_gpu else "cpu")
+            assert int(job["mem_mb"]) >= 600
 
 
 MISTAKES = {
