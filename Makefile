@@ -27,10 +27,12 @@ export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export PATH := $(abspath $(BIN)):$(PATH)
 
+SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core
+
 SNAKEMAKE = $(BIN)/snakemake --configfile config.yaml $(CONFIG)
 GPU_LIMIT = $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: help env lock results report test lint audit dry-run bench clean
+.PHONY: help env lock results report test slurm lint audit dry-run bench clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -61,8 +63,13 @@ report: env  ## write the HTML report of what has run
 		-e 's|^(results/curves/[^/]+/)curves\.svg\t.*|Curves:   \1curves.svg, \1reached.csv|p' \
 		-e 's|^(results/realism/[^/\t]+)\t.*|Real and simulated: \1/scans.svg, \1/realism.md|p'
 
-test: env lint  ## every check and test
+test: env lint slurm  ## every check and test
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
+
+slurm:  ## SLURM from Debian's packages, for its tests
+	@dpkg -s $(SLURM) >/dev/null 2>&1 || \
+	{ apt-get update -q && apt-get install -qy --no-install-recommends $(SLURM); } >/dev/null 2>&1 || \
+	echo "SLURM cannot be installed here (it takes root and apt-get): its tests are skipped"
 
 lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

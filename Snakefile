@@ -16,6 +16,10 @@ configfile: "config.yaml"
 report: "workflow/report/workflow.rst"
 
 
+# Used with `--software-deployment-method apptainer` only; made from envs/scanbench.def.
+container: "envs/scanbench.sif"
+
+
 include: "workflow/rules/common.smk"
 
 

@@ -158,7 +158,7 @@ def test_a_mistake_is_not_run_again_and_ends_the_run_with_what_to_mend(
     slurm: Cluster, tmp_path: Path
 ) -> None:
     own = {"source": "files", "path": "nowhere", "title": "own", "attribution": "own"}
-    mine = {"experiments": ["majority"], "dataset": "own", "split": "sessions", "seeds": [0]}
+    mine = {"title": "own", "dataset": "own", "split": "sessions", "experiments": ["majority"]}
     project = study(
         tmp_path / "project",
         config={"datasets": {"own": own}, "comparisons": {"own": mine}, "targets": ["own"]},
