@@ -68,7 +68,7 @@ class Failure:
             if found := mistakes(Path(log)):
                 return "; ".join(found)
         state = "".join(re.findall(r"status is: '(\w+)'", self.said))
-        if any(MEMORY.search(line) for log in self.logs[1:] for line in _lines(Path(log))):
+        if any(MEMORY.search(line) for log in self.logs for line in _lines(Path(log))):
             state = "OUT_OF_MEMORY"
         if state in STATES:
             return STATES[state].format(rule=self.rule)
