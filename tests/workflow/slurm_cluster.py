@@ -41,7 +41,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
-MinJobAge=300
+MinJobAge=3600
 KillWait=2
 ReturnToService=2
 GresTypes=gpu
@@ -110,12 +110,14 @@ class Cluster:
 
     def jobs(self) -> list[dict[str, str]]:
         """List all jobs that the controller remembers, oldest first."""
-        fields = {"id": "%i", "state": "%T", "about": "%k", "partition": "%P", "memory": "%m"}
+        fields = {"id": "%i", "state": "%T", "rule": "%k", "partition": "%P", "memory": "%m"}
         out = self.command(
             *("squeue", "--states=all", "--noheader", "--sort=i"),
             *("--format", "|".join(fields.values())),
         )
-        return [dict(zip(fields, line.split("|"), strict=True)) for line in out.splitlines()]
+        jobs = [dict(zip(fields, line.split("|"), strict=True)) for line in out.splitlines()]
+        # The executor comments a job by its rule or group, and wildcards if there are any.
+        return [{**job, "rule": job["rule"].split("_wildcards_")[0]} for job in jobs]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ SCANBENCH_LONG=1 adds what takes minutes: SLURM counts time limits in minutes.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from collections import Counter
@@ -29,12 +28,22 @@ RUNS = "results/runs/simulated/sessions"
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Give a cluster without accounting."""
-    if reason := why_not():
+def slurm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Give a cluster, without accounting unless a test asks for it."""
+    accounting = getattr(request, "param", "") == "accounting"
+    if reason := why_not(accounting=accounting):
         pytest.skip(reason)
-    with cluster(tmp_path_factory.mktemp("slurm")) as running:
+    with cluster(tmp_path_factory.mktemp("slurm"), accounting=accounting) as running:
         yield running
+
+
+def continued(folder: Path, finished: Project, **own: dict) -> Project:
+    """Give a copy of the project in which the tiny study has run."""
+    project = study(folder, **own)
+    finished.run("cp", "-a", "results", ".snakemake", str(folder))
+    return project
 
 
 def study(folder: Path, *, config: dict | None = None, profile: dict | None = None) -> Project:
@@ -83,9 +92,8 @@ class Run:
         return [job for job in self.cluster.jobs() if job["id"] not in self.before]
 
     def of(self, rule: str) -> list[dict[str, str]]:
-        """List the submitted jobs of a rule."""
-        about = re.compile(rf"rule_{rule}(_wildcards_.*)?$")
-        return [job for job in self.jobs if about.match(job["about"])]
+        """List the submitted jobs of a rule or group."""
+        return [job for job in self.jobs if job["rule"] == rule]
 
     def wait_until(self, what: Callable[[], object]) -> None:
         """Wait until something is so."""
@@ -109,44 +117,63 @@ class Run:
         assert (status == 0) == succeeds, self.said[-6000:]
 
 
+@pytest.fixture
+def typed(slurm: Cluster) -> Iterator[Callable[..., Run]]:
+    """Give a function that types the command in a project; what runs at the end is stopped."""
+    runs: list[Run] = []
+
+    def type_it(project: Project, *arguments: str) -> Run:
+        runs.append(Run(project, slurm, *arguments))
+        return runs[-1]
+
+    yield type_it
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+
+
 def test_the_study_ends_with_the_bytes_of_a_local_run_whatever_befalls_its_jobs(
-    slurm: Cluster, tmp_path: Path, finished: Project
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, finished: Project
 ) -> None:
     # At the first attempt `convert` gets less memory than even Snakemake takes, then enough.
-    little = {"set-resources": {"convert": {"mem_mb": "120 * attempt ** 4"}}}
-    project = study(tmp_path / "project", profile=little)
-    run = Run(project, slurm)
+    own = {
+        "set-resources": {"convert": {"mem_mb": "120 * attempt ** 4"}},
+        "__variables__": {"runs_per_job": 2},
+    }
+    project = study(tmp_path / "project", profile=own)
+    run = typed(project)
 
-    slurm.command("scancel", run.started("simulate"))
+    slurm.command("scancel", run.started("rule_simulate"))
 
     node = slurm.command("sinfo", "--noheader", "--format=%n").strip()
-    run.started("simulate", times=2)
+    run.started("rule_simulate", times=2)
     slurm.command("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-    run.wait_until(lambda: run.of("ingest"))
-    assert run.of("ingest")[0]["state"] == "PENDING"
+    run.wait_until(lambda: run.of("rule_ingest"))
+    assert run.of("rule_ingest")[0]["state"] == "PENDING"
     slurm.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
-    job = run.started("ingest")
+    job = run.started("rule_ingest")
     slurm.command("scontrol", "requeue", job)
-    run.wait_until(lambda: run.of("ingest")[0]["state"] == "PENDING")
+    run.wait_until(lambda: run.of("rule_ingest")[0]["state"] == "PENDING")
     # SLURM would wait two minutes before it starts a requeued job.
     slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    run.wait_until(lambda: run.of("train"))
-    first = run.of("train")[0]["id"]
-    assert "gres:gpu:1" in slurm.command("scontrol", "show", "job", first)
     run.finish()
 
-    attempts = {"simulate": 2, "ingest": 1, "convert": 2, "split": 1, "train": 4, "predict": 4}
-    assert Counter(job["about"].split("_")[1] for job in run.jobs) == {
-        **attempts,
-        "evaluate": 1,
-        "render": 1,
-    }
+    once = dict.fromkeys(("rule_ingest", "rule_split", "rule_evaluate", "rule_render"), 1)
+    twice = ("rule_simulate", "rule_convert", "group_trainings_train", "group_predictions_predict")
+    counts = Counter(job["rule"] for job in run.jobs)
+    assert counts == {**once, **dict.fromkeys(twice, 2)}
     for job in run.jobs:
-        on_gpu = job["about"].split("_")[1] in ("train", "predict")
-        assert job["partition"] == ("gpu" if on_gpu else "cpu")
-    assert [job["memory"] for job in run.of("convert")] == ["120M", "1920M"]
+        assert job["partition"] == ("gpu" if job["rule"].startswith("group") else "cpu")
+    assert [job["memory"] for job in run.of("rule_convert")] == ["120M", "1920M"]
+    # Two trainings, one after the other, ask for the time of both, and the GPU and memory of one.
+    shared = run.of("group_trainings_train")[0]
+    about = slurm.command("scontrol", "show", "job", shared["id"])
+    assert "TimeLimit=08:00:00" in about
+    assert "gres:gpu:1" in about
+    assert shared["memory"] == "16000M"
+
     assert hashes(project) == hashes(finished)
     assert "Nothing to be done" in project.run("snakemake", "--profile", "slurm", "-n").stderr
     # SLURM's own logs of what failed are kept, beside those of the rules.
@@ -155,7 +182,7 @@ def test_the_study_ends_with_the_bytes_of_a_local_run_whatever_befalls_its_jobs(
 
 
 def test_a_mistake_is_not_run_again_and_ends_the_run_with_what_to_mend(
-    slurm: Cluster, tmp_path: Path
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path
 ) -> None:
     own = {"source": "files", "path": "nowhere", "title": "own", "attribution": "own"}
     mine = {"title": "own", "dataset": "own", "split": "sessions", "experiments": ["majority"]}
@@ -163,7 +190,7 @@ def test_a_mistake_is_not_run_again_and_ends_the_run_with_what_to_mend(
         tmp_path / "project",
         config={"datasets": {"own": own}, "comparisons": {"own": mine}, "targets": ["own"]},
     )
-    run = Run(project, slurm)
+    run = typed(project)
     run.finish(succeeds=False)
     assert len(run.jobs) == 1
     last = run.said.split("What failed:\n")[1].splitlines()
@@ -173,21 +200,53 @@ def test_a_mistake_is_not_run_again_and_ends_the_run_with_what_to_mend(
     assert "Traceback" not in run.said
 
 
-def test_short_trainings_share_a_job(slurm: Cluster, tmp_path: Path, finished: Project) -> None:
-    project = study(tmp_path / "project", profile={"__variables__": {"runs_per_job": 2}})
-    finished.run("cp", "-a", "results", ".snakemake", str(project.folder))
-    wanted = []
-    for name in ("majority", "features"):
-        folder = f"{RUNS}/{name}/fold0-seed0"
-        project.run("rm", "-r", folder)
-        wanted.append(f"{folder}/weights.safetensors")
-    run = Run(project, slurm, *wanted)
+@long
+def test_a_job_out_of_time_goes_on_where_it_was(
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, finished: Project
+) -> None:
+    epochs = {"experiments": {"lrcn-w20": {"training": {"epochs": 600}}}}
+    little = {"set-resources": {"train": {"runtime": "attempt ** 3"}}}  # 1, 8, 27 minutes
+    project = continued(tmp_path / "project", finished, config=epochs, profile=little)
+    weights = f"{RUNS}/lrcn-w20/fold0-seed0/weights.safetensors"
+    run = typed(project, weights)
     run.finish()
-    assert [job["about"] for job in run.jobs] == ["group_trainings_train"]
-    about = slurm.command("scontrol", "show", "job", run.jobs[0]["id"])
-    # One after the other: the time of both, one GPU and the memory of one.
-    assert "TimeLimit=08:00:00" in about
-    assert "gres:gpu:1" in about
-    assert run.jobs[0]["memory"] == "16000M"
-    for path in wanted:
-        assert (project.folder / path).read_bytes() == (finished.folder / path).read_bytes()
+    states = [job["state"] for job in run.of("rule_train")]
+    assert states == ["TIMEOUT"] * (len(states) - 1) + ["COMPLETED"]
+    assert len(states) > 1
+    local = continued(tmp_path / "local", finished, config=epochs)
+    local.run("snakemake", "--cores", "2", weights)
+    assert (project.folder / weights).read_bytes() == (local.folder / weights).read_bytes()
+
+
+@long
+def test_slurm_runs_again_what_ended_with_its_node(
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, finished: Project
+) -> None:
+    project = continued(tmp_path / "project", finished)
+    weights = f"{RUNS}/majority/fold0-seed0/weights.safetensors"
+    run = typed(project, "--forcerun", "train", "--", weights)
+    job = run.started("rule_train")
+    node = slurm.command("sinfo", "--noheader", "--format=%n").strip()
+    slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    run.wait_until(lambda: run.of("rule_train")[0]["state"] == "PENDING")
+    slurm.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    run.finish()
+    assert [job["state"] for job in run.of("rule_train")] == ["COMPLETED"]
+    assert (project.folder / weights).read_bytes() == (finished.folder / weights).read_bytes()
+
+
+@long
+@pytest.mark.parametrize("slurm", ["accounting"], indirect=True)
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+def test_a_cluster_with_accounting(
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, command: str
+) -> None:
+    project = study(tmp_path / "project", profile={"slurm-scanbench-status-command": command})
+    run = typed(project, "results/data/simulated/splits/sessions.json")
+    if command == "squeue":  # by `sacct` the executor does not see that a job was cancelled
+        slurm.command("scancel", run.started("rule_simulate"))
+    run.finish()
+    states = slurm.command("sacct", "-X", "--noheader", "--parsable2", "--format=State")
+    assert states.split().count("COMPLETED") >= 4
+    assert "CANCELLED by 0" in states
