@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path("/etc/slurm")
+MUNGE = Path("/run/munge")
 #: The first line of the configuration that this module writes; no other is touched.
 OURS = "# Written by Scanbench's tests, which remove it again."
 TOOLS = ("slurmctld", "slurmd", "squeue", "munged")
@@ -156,10 +157,17 @@ def cluster(folder: Path, *, accounting: bool = False) -> Iterator[Cluster]:
             path.write_text(f"{OURS}\n{text.format(**values)}", encoding="utf-8")
             path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
         if not _succeeds("munge", "-n"):
-            shutil.rmtree("/run/munge", ignore_errors=True)
-            Path("/run/munge").mkdir(mode=0o755)
-            shutil.chown("/run/munge", "munge", "munge")
-            start("runuser", "-u", "munge", "--", shutil.which("munged") or "", "--foreground")
+            MUNGE.mkdir(mode=0o755, exist_ok=True)
+            shutil.chown(MUNGE, "munge", "munge")
+            start(
+                "runuser",
+                "-u",
+                "munge",
+                "--",
+                shutil.which("munged") or "",
+                "--foreground",
+                "--force",
+            )
             _wait_until("munge answers", "munge", "-n")
         if accounting:
             _start_database(folder, port, start)
