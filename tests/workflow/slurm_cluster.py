@@ -117,7 +117,7 @@ class Cluster:
             *("--format", "|".join(fields.values())),
         )
         jobs = [dict(zip(fields, line.split("|"), strict=True)) for line in out.splitlines()]
-        # The executor comments a job by its rule or group, and wildcards if there are any.
+        # The comment is rule_NAME, or rule_GROUP_NAMES, and the wildcards of a job that has any.
         return [{**job, "rule": job["rule"].split("_wildcards_")[0]} for job in jobs]
 
 
