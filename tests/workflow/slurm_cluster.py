@@ -180,9 +180,8 @@ def cluster(folder: Path, *, accounting: bool = False) -> Iterator[Cluster]:
         yield Cluster(folder)
     finally:
         _succeeds("scancel", "--user=root")
-        for process in reversed(started):
+        for process in reversed(started):  # each while what it needs still runs
             process.terminate()
-        for process in started:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()

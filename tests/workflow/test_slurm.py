@@ -248,10 +248,13 @@ def test_a_cluster_with_accounting(
     slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, command: str
 ) -> None:
     project = study(tmp_path / "project", profile={"slurm-scanbench-status-command": command})
-    run = typed(project, "results/data/simulated/splits/sessions.json")
-    if command == "squeue":  # by `sacct` the executor does not see that a job was cancelled
+    run = typed(project, "results/data/simulated/scans")
+    # By `sacct` the executor does not see that somebody cancelled a job.
+    cancelled = command == "squeue"
+    if cancelled:
         slurm.command("scancel", run.started("rule_simulate"))
     run.finish()
-    states = slurm.command("sacct", "-X", "--noheader", "--parsable2", "--format=State")
-    assert states.split().count("COMPLETED") >= 4
-    assert "CANCELLED by 0" in states
+    done = slurm.command("sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State")
+    states = dict(line.split("|") for line in done.splitlines())
+    expected = ["CANCELLED by 0"] * cancelled + ["COMPLETED"] * 2
+    assert [states[job["id"]] for job in run.jobs] == expected
