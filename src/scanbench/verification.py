@@ -24,7 +24,7 @@ NO_RESULT_FILES = ("README.md", "report*.html")
 AGAIN = "verify --delete, then run again"
 
 #: That of a file of which nobody knows what made it; `delete` keeps it.
-FOREIGN = "delete it and run again, or keep it elsewhere"
+FOREIGN = "delete or move away, then run again"
 
 
 @dataclass(frozen=True)
