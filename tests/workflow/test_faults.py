@@ -409,14 +409,16 @@ def test_a_damaged_file_stops_the_run_until_it_is_deleted(
     path = copied.folder / name
     path.write_bytes(one_byte(path.read_bytes(), random.Random(SEED)))
     inject("damaged files in a run")
-    # Snakemake does not look into folders: as it stands, what was made before would be kept.
-    failed = copied.snakemake("--cores", "2", "--forcerun", reader, check=False)
+    # Something asks for the file again, as a changed configuration would; Snakemake itself looks
+    # into no folder, and keeps what was made from the file before.
+    command = ["--cores", "2", "--forcerun", reader]
+    failed = copied.snakemake(*command, check=False)
     said = failed.stdout + failed.stderr
     assert failed.returncode
     assert f"scanbench: error: {name}: is damaged" in said
     assert "Traceback" not in said
     remove(path.parent if path.name == "manifest.csv" else path)
-    copied.snakemake("--cores", "2")
+    copied.snakemake(*command)
     assert hashes(copied.folder) == undisturbed
 
 

@@ -34,6 +34,7 @@ _ORANGE = orange_map()
 
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
     """Read one colour-mapped PNG as levels in [0, 1]; its rows are scan lines."""
+    _check_chunks(path)
     with Image.open(path, formats=["PNG"]) as image:
         bound(path, image.height, image.width, options)
         if image.mode == "P":
@@ -68,6 +69,17 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
             slow_direction="down" if options.first_row == "top" else "up",
         )
     ]
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a file with a chunk that is longer than the file: Pillow would take memory for it."""
+    size, at = path.stat().st_size, 8
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            at += 12 + int.from_bytes(file.read(4), "big")
+    if at > size:
+        raise refusal(path, "cannot be read: it ends within a chunk; is it truncated?")
 
 
 def _levels(path: Path, rgb: NDArray[np.uint8], colormap: str) -> NDArray[np.float32]:
