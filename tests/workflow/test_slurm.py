@@ -156,8 +156,8 @@ def test_the_study_ends_with_the_bytes_of_a_local_run_whatever_befalls_its_jobs(
     job = run.started("rule_ingest")
     slurm.command("scontrol", "requeue", job)
     run.wait_until(lambda: run.of("rule_ingest")[0]["state"] == "PENDING")
-    # SLURM would wait two minutes before it starts a requeued job.
-    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    # SLURM would wait two minutes; within a second it refuses the credential of a requeued job.
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
     run.finish()
 
@@ -230,10 +230,10 @@ def test_slurm_runs_again_what_ended_with_its_node(
     run = typed(study(tmp_path / "project"), "results/data/simulated/source")
     job = run.started("rule_simulate")
     node = slurm.command("sinfo", "--noheader", "--format=%n").strip()
-    # The node comes back by itself; SLURM would wait two minutes before it starts the job again.
+    # The node comes back by itself.
     slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     run.wait_until(lambda: run.jobs[0]["state"] == "PENDING")
-    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     run.finish()
     assert [(job["rule"], job["state"]) for job in run.jobs] == [("rule_simulate", "COMPLETED")]
 
