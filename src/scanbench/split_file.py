@@ -50,6 +50,8 @@ def read_split(path: str | Path, store: Store | None = None) -> dict[str, Any]:
     for number, fold in enumerate(split["folds"]):
         if not isinstance(fold, dict) or set(fold) != set(PARTS):
             raise UserError(f"{path}: fold {number} must have {', '.join(PARTS)}; split again")
+        if not all(isinstance(fold[part], list) for part in PARTS):
+            raise UserError(f"{path}: fold {number}: each part must be a list; split again")
         names = [name for part in PARTS for name in fold[part]]
         if not all(isinstance(name, str) for name in names):
             raise UserError(f"{path}: fold {number}: scan ids must be text; split again")

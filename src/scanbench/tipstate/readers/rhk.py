@@ -7,9 +7,11 @@ whether the slow axis ran up or down: the top line is taken as the first.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+from sm4file import sm4_file
 from sm4file.sm4_file import (
     RhkPageDataType,
     RhkPageType,
@@ -24,6 +26,26 @@ from scanbench.tipstate.readers.raw import RawScan, ReadOptions, bound, bound_fi
 _MOST_PAGES = 16
 
 
+class _Unread:
+    """What the library makes of a file's parameters, a zlib stream that may be of any length."""
+
+    @classmethod
+    def from_buffer(cls, *_: Any) -> _Unread:
+        """Read nothing: nothing here needs them."""
+        return cls()
+
+
+setattr(sm4_file, "Prm", _Unread)  # noqa: B010
+
+
+class _File(Sm4FileAll):
+    """The library's file, read from memory: of a disk it asks for as much as the file promises."""
+
+    def read_sm4_file(self, file: Any) -> None:
+        """Read a file that is no larger than `bound_file` allows."""
+        super().read_sm4_file(io.BytesIO(file.read()))  # type: ignore[arg-type]
+
+
 def read(path: Path, options: ReadOptions) -> list[RawScan]:
     """Read the topography (or current) images of an RHK file, one scan per page and direction."""
     # The library reads every page before any size can be checked; some pages are spectra.
@@ -33,7 +55,7 @@ def read(path: Path, options: ReadOptions) -> list[RawScan]:
     )
     pages: list[Any] = [
         page
-        for page in Sm4FileAll(str(path)).pages
+        for page in _File(str(path)).pages
         if page.page_data_type == RhkPageDataType.RHK_DATA_IMAGE
         and isinstance(page.header, Sm4PageHeaderDefault)
     ]
