@@ -153,9 +153,9 @@ def test_every_value_in_a_shell_command_is_quoted(path: Path) -> None:
     shell = "\n".join(re.findall(r"\bshell:\n((?: {8}.*\n?)+)", text))
     found = re.findall(r"\{((?:params|input|output|wildcards|log|config)\b[^{}]*)\}", shell)
     found += re.findall(r"\{\{([^{}]*)\}\}", text)  # in a text that becomes a command
-    # The study is one of a fixed list.
+    # The study is one of a fixed list; a training's options are fixed flags, switched by booleans.
     bare = {one for one in found if not one.endswith(":q")}
-    assert bare <= {"params.study", "rule", "comparison"}
+    assert bare <= {"params.study", "params.options", "rule", "comparison"}
     assert not re.search(r"\b(pickle|eval|exec|os\.system|subprocess)\b", text)
     assert SCHEMA["properties"]["study"]["enum"] == ["tipstate"]
 
