@@ -99,7 +99,8 @@ def train(args: Arguments) -> None:
     """Train one model on one fold with one seed."""
     from scanbench.training import train
 
-    how = {"resume": not args.restart, "tensorboard": args.tensorboard}
+    how = {"resume": False} if args.restart else {}
+    how |= {"tensorboard": True} if args.tensorboard else {}
     train(
         {**args.spec, "training": {**args.spec["training"], **how}},
         args.store,

@@ -121,7 +121,7 @@ def test_an_npz_bomb_is_refused_by_its_header(tmp_path):
         archive.writestr("images.npy", header.getvalue() + bytes(10**7))
     with pytest.raises(UserError, match="more than max_container_pixels"):
         read(path, OPTIONS)
-    with pytest.raises(UserError, match="its header promises more than it holds"):
+    with pytest.raises(UserError, match=r"unpacks from \d+ to \d+ bytes"):
         read(path, ReadOptions(max_container_pixels=10**13))
 
 

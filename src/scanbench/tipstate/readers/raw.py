@@ -172,17 +172,17 @@ def bound_container(
     many: heights are noisy, and noise hardly shrinks.
     """
     size = math.prod(shape) * dtype.itemsize
+    if size > 8 * options.max_container_pixels:
+        raise refusal(
+            path,
+            f"{key} is {dtype} of shape {shape}: more than max_container_pixels = "
+            f"{options.max_container_pixels} at 8 bytes each; raise it if the file is genuine",
+        )
     if size > max(_ALWAYS_UNPACKED, _LARGEST_RATIO * packed):
         raise refusal(
             path,
             f"{key} unpacks from {packed} to {size} bytes; save it without compression if the "
             "file is genuine",
-        )
-    if math.prod(shape) * dtype.itemsize > 8 * options.max_container_pixels:
-        raise refusal(
-            path,
-            f"{key} is {dtype} of shape {shape}: more than max_container_pixels = "
-            f"{options.max_container_pixels} at 8 bytes each; raise it if the file is genuine",
         )
     if dtype.kind in "SU" and dtype.itemsize > _LONGEST_TEXT:
         raise refusal(path, f"{key} holds texts of {dtype.itemsize} bytes; shorten them")
