@@ -286,7 +286,7 @@ def build_policy(path: Path) -> None:
         first_line=3,
         store_sha256="a",
         split_sha256="b",
-        predictions={"causal": ["c"]},
+        weights={"causal": ["c"]},
         policies=[
             {
                 "experiment": "causal",

@@ -212,7 +212,7 @@ def test_what_cannot_be_judged_is_told_in_one_line(study, tmp_path):
     told = {**SETTINGS, "column": "Tip", "label_threshold": 0.5}
     with pytest.raises(UserError, match="no score of 'Tip'"):
         tip_changes(told, runs, scans, store, split, tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file; run tip-change-scores"):
         tip_changes(SETTINGS, {("causal", 0, 0): tmp_path / "none"}, scans, store, split, tmp_path)
 
 
