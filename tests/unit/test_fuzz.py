@@ -277,7 +277,8 @@ def use_predictions(path: Path) -> None:
 
 one_file("predictions.parquet", build_predictions, damage_table, use_predictions)
 
-RUN = {"name": "causal", "fold": 0, "seed": 0, "store_sha256": "a", "split_sha256": "b"}
+HASHES = {"store_sha256": "a", "split_sha256": "b", "weights_sha256": "c"}
+RUN = {"name": "causal", "fold": 0, "seed": 0, **HASHES}
 
 
 def build_policy(path: Path) -> None:
