@@ -69,7 +69,7 @@ def test_what_leakage_is_worth_plans_three_splits_of_one_data_set(project: Proje
     once = ("ingest", "convert", "copies", "protocols")
     assert [counts[rule] for rule in once] == ["1"] * len(once)
     assert counts["split"] == counts["evaluate"] == "3"
-    assert counts["train"] == str(7 * 3 * 3)
+    assert counts["train"] == str(4 * 3 * 3)
 
 
 def test_realism_plans_two_stores_and_trains_nothing(project: Project) -> None:
