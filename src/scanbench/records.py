@@ -34,6 +34,7 @@ FOLDER = "records"
 THREADS = 4
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAMED = re.compile(r'"([^"]+)": "([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,7 +399,7 @@ def read_records(results: Path) -> tuple[dict[str, Record], dict[str, Damaged]]:
         try:
             good[name] = read_record(path)
         except UserError as error:
-            bad[name] = Damaged(str(error), _claims(path))
+            bad[name] = Damaged.of(path, str(error))
     if not good and not bad:
         raise UserError(
             f"{results}: no {FOLDER}/ in it: nothing has run, or it was made by a version of "
@@ -409,15 +410,30 @@ def read_records(results: Path) -> tuple[dict[str, Record], dict[str, Damaged]]:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that should be a record: what is wrong, and the outputs that it still names."""
+    """A file that should be a record.
+
+    Attributes
+    ----------
+    why
+        What is wrong with it.
+    claims
+        The outputs that it still names.
+    hashes
+        All that it still names by SHA-256: where a name is damaged, the hash is not.
+    """
 
     why: str
     claims: Sequence[str]
+    hashes: frozenset[str]
 
-
-def _claims(path: Path) -> list[str]:
-    try:
-        outputs = list(parse_json(path.read_bytes())["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [name for name in outputs if _stays_below(name)]
+    @classmethod
+    def of(cls, path: Path, why: str) -> Damaged:
+        """Read what can still be read of a damaged record."""
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return cls(why, [], frozenset())
+        _, _, after = text.partition('"outputs": {')
+        named = _NAMED.findall(after.partition("}")[0])
+        claims = [name for name, _ in named if _stays_below(name)]
+        return cls(why, claims, frozenset(_SHA256.findall(text)))

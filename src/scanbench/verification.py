@@ -117,8 +117,13 @@ def verify(results: str | Path) -> Verification:
             for path, sha in record.raw.items()
             if path in raw and digests[raw[path]] != sha
         ]
-    claimed = {path for one in damaged.values() for path in one.claims}
-    found.faults += _unclaimed(root, there - claimed, makers, known)
+    nobodys = there - makers.keys()
+    nobodys -= {path for one in damaged.values() for path in one.claims}
+    if damaged:  # a file whose name is damaged in its record is known by its hash
+        known_hashes = frozenset().union(*(one.hashes for one in damaged.values()))
+        digest_of = records.hashes([root / path for path in sorted(nobodys)], "verify")
+        nobodys = {path for path in nobodys if digest_of[root / path] not in known_hashes}
+    found.faults += _unclaimed(root, nobodys, makers, known)
     found.faults.sort(key=lambda fault: fault.path)
     return found
 
@@ -261,7 +266,7 @@ def _unclaimed(
 ) -> Iterator[Fault]:
     """Name the files that no record tells of, folder by folder."""
     folders: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(there - makers.keys()):
+    for path in sorted(there):
         folder, _, file = path.rpartition("/")
         folders[folder].append(file)
     for folder, files in folders.items():

@@ -167,6 +167,18 @@ def test_any_changed_bit_of_a_record_is_seen(one: Study, at: int, bit: int) -> N
     assert json.loads(path.read_bytes()) == json.loads(whole)  # only white space has no meaning
 
 
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_changed_bit_of_a_record_names_that_record_alone(one: Study, at: int, bit: int) -> None:
+    path = one.results / FOLDER / "train1.json"
+    whole = path.read_bytes()
+    at %= len(whole)
+    try:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        assert one.faults() == [f"{FOLDER}/train1.json"]
+    finally:
+        path.write_bytes(whole)
+
+
 def test_a_damaged_record_is_all_that_is_named(study: Study) -> None:
     path = study.results / FOLDER / "train0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 3'))
