@@ -34,7 +34,7 @@ FOLDER = "records"
 THREADS = 4
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAMED = re.compile(r'"([^"]+)": "([0-9a-f]{64})"')
+_KEY = re.compile(r'"([^"]+)": ')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +434,5 @@ class Damaged:
         except OSError:
             return cls(why, [], frozenset())
         _, _, after = text.partition('"outputs": {')
-        named = _NAMED.findall(after.partition("}")[0])
-        claims = [name for name, _ in named if _stays_below(name)]
+        claims = [key for key in _KEY.findall(after.partition("}")[0]) if _stays_below(key)]
         return cls(why, claims, frozenset(_SHA256.findall(text)))
