@@ -605,6 +605,9 @@ def parser() -> argparse.ArgumentParser:
         {"file": "figure, table, weights, or any other file or folder of a results folder"},
         spec=False,
     )
+    how = traced.add_mutually_exclusive_group()
+    how.add_argument("--files", action="store_true", help="list every file, with whole hashes")
+    how.add_argument("--json", action="store_true", help="print everything as JSON")
     exported_as = command(
         "crate",
         crate,
@@ -621,9 +624,6 @@ def parser() -> argparse.ArgumentParser:
         "--license",
         help="of the results: an address, as https://spdx.org/licenses/CC-BY-4.0, or a text",
     )
-    how = traced.add_mutually_exclusive_group()
-    how.add_argument("--files", action="store_true", help="list every file, with whole hashes")
-    how.add_argument("--json", action="store_true", help="print everything as JSON")
     beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
     attributed = command(
         "attribute",

@@ -192,8 +192,7 @@ def recorded(
     for path in (*code, *data):
         if not path.is_file():
             raise UserError(f"{path}: missing: {stage} needs it")
-    told = dict(config)  # a stage may take its options apart
-    config = json.loads(canonical_json(told))
+    config = json.loads(canonical_json(dict(config)))  # a stage may take its options apart
     before = hashes(data, f"hash what {stage} reads")
     inside = {path: digest for path, digest in before.items() if _name(path, results)}
     _check_undamaged(inside, wanted, results)

@@ -536,7 +536,6 @@ class Monitor:
         self.next = 0  # the line that is expected
         self.waiting = 0  # lines without a good one before them to stand for them
         self.x_LP: list[FloatArray] = []
-        self.fed_LP: list[FloatArray] = []
         self.good_P: FloatArray | None = None
         self.kind = ""
         self.answer: Event = {
@@ -623,7 +622,6 @@ class Monitor:
         self.x_LP.append(row_P)
         meta = self.run.meta
         line_P = normalised(row_P, meta["normalisation"], meta["unit"])
-        self.fed_LP.append(line_P)
         with torch.inference_mode():
             logits_C = self.model.push(torch.from_numpy(line_P))
         if logits_C is None or not good:
@@ -633,4 +631,5 @@ class Monitor:
         p_C = logits_C.double().softmax(-1).float().double().numpy()
         self.answer = self.judge.judged(p_C, len(self.x_LP))
         if self.attention is not None:
-            self.answer["attention"] = self.attention(np.stack(self.fed_LP))
+            fed = [normalised(x_P, meta["normalisation"], meta["unit"]) for x_P in self.x_LP]
+            self.answer["attention"] = self.attention(np.stack(fed))

@@ -262,11 +262,11 @@ def _stale(
 
 
 def _unclaimed(
-    root: Path, there: set[str], makers: Mapping[str, list[str]], known: Mapping[str, Record]
+    root: Path, nobodys: set[str], makers: Mapping[str, list[str]], known: Mapping[str, Record]
 ) -> Iterator[Fault]:
     """Name the files that no record tells of, folder by folder."""
     folders: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(there):
+    for path in sorted(nobodys):
         folder, _, file = path.rpartition("/")
         folders[folder].append(file)
     for folder, files in folders.items():

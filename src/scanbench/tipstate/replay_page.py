@@ -29,7 +29,7 @@ from scanbench.policy import strictest
 from scanbench.render import Material
 from scanbench.runs import WEIGHTS, load_run
 from scanbench.split_file import LEAKY
-from scanbench.store import Store
+from scanbench.store import FloatArray, Normalisation
 from scanbench.streaming import Event, Judge, MonitorOptions
 from scanbench.tipstate.attention import running_attention
 from scanbench.tipstate.figures import (
@@ -235,13 +235,16 @@ def of_material(material: Material) -> tuple[list[Replay], list[str]]:
         judge = Judge(options, classes)
         table = line_answers(of_seed, scan_id, classes)
         folder = folders[f"fold{run['fold']}-seed{run['seed']}"]
-        attention = attending(folder)
-        files += [f"{experiment}/{folder.name}/{WEIGHTS}"] if attention else []
-        answers = []
-        for seen, p_C in zip(table.index, table.to_numpy(np.float64), strict=True):
-            answers.append({**judge.judged(p_C, int(seen)), "line": int(seen)})
-            if attention:
-                answers[-1]["attention"] = attention(store, k, int(seen))
+        answers = [
+            {**judge.judged(p_C, int(seen)), "line": int(seen)}
+            for seen, p_C in zip(table.index, table.to_numpy(np.float64), strict=True)
+        ]
+        if found := attending(folder):
+            normalisation, attention = found
+            files.append(f"{experiment}/{folder.name}/{WEIGHTS}")
+            x_LP = store.read([k], normalisation)[0]
+            for answer in answers:
+                answer["attention"] = attention(x_LP[: answer["line"]])
         p = answers[-1]["p"]
         last = max(p, key=p.__getitem__)
         verdict = "right" if last == row["label"] else f"taken for {last}"
@@ -275,15 +278,13 @@ def of_material(material: Material) -> tuple[list[Replay], list[str]]:
     return replays, sorted(set(files))
 
 
-def _attending(folder: Path) -> Callable[[Store, int, int], list[float]] | None:
-    """Return what tells how an answer about a scan of a store draws on its lines so far."""
+def _attending(folder: Path) -> tuple[Normalisation, Callable[[FloatArray], list[float]]] | None:
+    """Return how a run is shown scans, and what tells how an answer draws on the lines so far."""
     if not (folder / WEIGHTS).is_file():  # an ensemble has no weights of its own
         return None
     run = load_run(folder)
     weights = running_attention(run)
-    if weights is None:
-        return None
-    return lambda store, k, seen: weights(store.read([k], run.meta["normalisation"])[0, :seen])
+    return None if weights is None else (run.meta["normalisation"], weights)
 
 
 def _options(
