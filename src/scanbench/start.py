@@ -144,11 +144,11 @@ def take_over(model: nn.Module, foundation: Foundation, classes: list[str]) -> N
     Raises
     ------
     UserError
-        If the classes are others and the model has no head.
+        If the classes are others and the model has no head that training would renew.
     """
     weights = foundation.run.model.state_dict()
     if foundation.run.classes != classes:
-        if not hasattr(model, "head"):
+        if not hasattr(model, "head") or hasattr(model, "fit"):
             raise UserError(
                 f"{foundation.folder}: has classes {', '.join(foundation.run.classes)}, not "
                 f"{', '.join(classes)}, and model {foundation.run.meta['model']} has no head to "

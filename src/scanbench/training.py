@@ -656,12 +656,12 @@ def _learned(
     """
     settings = task.settings
     if hasattr(model, "fit"):
-        if begun:
+        if begun and not hasattr(model, "refit"):
             raise UserError(
                 f"experiments.{spec['name']}.start: {spec['model']} is fitted at once, which "
                 "forgets how it began; set training.epochs to 0 to take the start as it is"
             )
-        return _fit_at_once(model, task, samples, spec["seed"])
+        return _fit_at_once(model, task, samples, spec["seed"], begun=begun)
     fresh = not begun and not (checkpoints / "last.ckpt").exists()
     if fresh and hasattr(model, "initialise"):
         model.initialise(*_whole(samples.train), samples.weights_C, spec["seed"])  # type: ignore[operator]
@@ -848,13 +848,16 @@ def _fit_at_once(
     task: Classification,
     samples: Samples,
     seed: int,
+    *,
+    begun: bool,
 ) -> Trained:
     """Fit a model that is not trained by gradient descent; its history has one row.
 
     Its training figures are of as many batches as the validation part has, drawn at random.
     """
     started = time.perf_counter()
-    model.fit(*_whole(samples.train), samples.weights_C, seed)  # type: ignore[operator]
+    fit = model.refit if begun else model.fit
+    fit(*_whole(samples.train), samples.weights_C, seed)  # type: ignore[operator]
     row: dict[str, float] = {"epoch": 1, "step": 1, "lr": 0.0}
     model.eval()
     with torch.inference_mode():

@@ -143,6 +143,29 @@ def test_a_model_that_is_fitted_at_once_is_taken_as_it_is_or_not_at_all(
         train(spec("features"), *real, tmp_path / "again", tmp_path / "start")
 
 
+def test_a_model_that_can_be_fitted_anew_is_drawn_to_its_start(
+    real: Study, simulated: Study, tmp_path: Path
+) -> None:
+    def linear(strength: float, **changes: Any) -> dict[str, Any]:
+        options = {"magnification": 3, "inverse_regularisation": strength}
+        return spec("efficientnet-linear", options=options, **changes)
+
+    moved = []
+    for strength in (1e-6, 0.1):
+        start = tmp_path / f"start-{strength}"
+        train(linear(strength), *simulated, start)
+        # Trained on a few scans of the same surface; all of them are another's.
+        train(linear(strength, training={"fraction": 0.1}), *real, tmp_path / f"{strength}", start)
+        ours, theirs = weights(tmp_path / f"{strength}"), weights(start)
+        changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+        assert changed <= {"head.weight", "head.bias"}
+        moved.append(float((ours["head.weight"] - theirs["head.weight"]).norm()))
+    assert moved[0] < 1e-3 < moved[1]
+    other = edited(real, tmp_path / "other", classes=["a", "b", "c"])
+    with pytest.raises(UserError, match="efficientnet-linear has no head to renew"):
+        train(linear(0.1), *other, tmp_path / "none", start)
+
+
 # --------------------------------------------------------------------------- what was seen before
 
 

@@ -161,16 +161,8 @@ class Model(nn.Module):
         """Take over ImageNet's weights, and fit the linear classifier to the training samples."""
         if self.options.pretrained:
             self.encoder.load_imagenet()
-        drawn = np.random.default_rng(seed).permutation(len(x_NLP))[: self.options.probe_samples]
-        with torch.no_grad():
-            feature_NF = torch.cat(
-                [
-                    self.encoder(
-                        self._image(torch.from_numpy(x_NLP[k]), torch.from_numpy(n_lines_N[k]))
-                    )
-                    for k in np.array_split(drawn, -(-len(drawn) // CHUNK))
-                ]
-            )
+        drawn = self._drawn(len(x_NLP), seed)
+        feature_NF = self._features(x_NLP[drawn], n_lines_N[drawn])
         self.mean_F.copy_(feature_NF.mean(0))
         self.scale_F.copy_(feature_NF.std(0, correction=0).clamp(min=TINY))
         coefficient_CF, intercept_C = fit_linear(
@@ -183,6 +175,20 @@ class Model(nn.Module):
         with torch.no_grad():
             self.head.weight.copy_(coefficient_CF)
             self.head.bias.copy_(intercept_C)
+
+    def _drawn(self, samples: int, seed: int) -> np.ndarray:
+        """Return which samples the linear classifier is fitted to."""
+        return np.random.default_rng(seed).permutation(samples)[: self.options.probe_samples]
+
+    def _features(self, x_NLP: np.ndarray, n_lines_N: np.ndarray) -> Tensor:
+        """Return the features [N, F] of scans as they are."""
+        chunks = np.array_split(np.arange(len(x_NLP)), -(-len(x_NLP) // CHUNK))
+        with torch.no_grad():
+            images = (
+                self._image(torch.from_numpy(x_NLP[k]), torch.from_numpy(n_lines_N[k]))
+                for k in chunks
+            )
+            return torch.cat([self.encoder(image) for image in images])
 
     def _image(self, x_BLP: Tensor, n_lines_B: Tensor) -> Tensor:
         """Return what the network looks at."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from scanbench.tipstate.models import efficientnet
 from scanbench.tipstate.models._efficientnet import STAGES
+from scanbench.tipstate.models._linear import refit_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +65,25 @@ class Model(efficientnet.Model):
     ) -> None:
         """Take over ImageNet's weights, and fit the linear classifier to the training samples."""
         self.initialise(x_NLP, n_lines_N, labels_N, class_weights_C, seed)
+
+    def refit(
+        self,
+        x_NLP: np.ndarray,
+        n_lines_N: np.ndarray,
+        labels_N: np.ndarray,
+        class_weights_C: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Fit the linear classifier anew, drawn to what it is; features are scaled as before."""
+        drawn = self._drawn(len(x_NLP), seed)
+        coefficient_CF, intercept_C = refit_linear(
+            self._standardised(self._features(x_NLP[drawn], n_lines_N[drawn])),
+            labels_N[drawn],
+            class_weights_C,
+            (self.head.weight.detach(), self.head.bias.detach()),
+            inverse_regularisation=self.options.inverse_regularisation,
+            max_iter=300,
+        )
+        with torch.no_grad():
+            self.head.weight.copy_(coefficient_CF)
+            self.head.bias.copy_(intercept_C)
