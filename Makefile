@@ -63,8 +63,9 @@ report: env  ## write the HTML report of what has run
 		-e 's|^(results/curves/[^/]+/)curves\.svg\t.*|Curves:   \1curves.svg, \1reached.csv|p' \
 		-e 's|^(results/realism/[^/\t]+)\t.*|Real and simulated: \1/scans.svg, \1/realism.md|p'
 
+# Long files first, in this order: else one worker ends with them alone while the other is idle.
 test: env lint slurm  ## every check and test
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest tests/workflow tests/unit -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 slurm:  ## SLURM from Debian's packages, for its tests
 	@dpkg -s $(SLURM) >/dev/null 2>&1 || \

@@ -190,6 +190,8 @@ def _line(error: ValidationError, where: tuple[str, ...]) -> str:
             f"config: {path}: {error.instance!r} is text in YAML; "
             f"write {float(error.instance)!r} (a number has a digit, a dot and a sign: 1.0e-3)"
         )
+    if error.validator == "pattern" and isinstance(part, Mapping) and "x-mend" in part:
+        return f"config: {path}: {value!r} cannot be used; {part['x-mend']}"
     return f"config: {path}: {error.message}"
 
 

@@ -204,9 +204,12 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON that is the same text whenever the value is the same.
 
-    Keys are sorted and NaN is refused, so equal configurations compare equal as text.
+    Keys are sorted and NaN is refused, so equal configurations compare equal as text. A `<` is
+    written as its code: Snakemake puts what its rules are given into a script of its report as it
+    is, where `</script>` in a title would end that script and begin another.
     """
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +114,12 @@ def test_equal_values_have_equal_text(value: object) -> None:
 def test_nan_is_no_json() -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical_json(float("nan"))
+
+
+def test_canonical_json_ends_no_script_of_a_page() -> None:
+    value = {"<b>": "</script><script>alert(1)</script>", "n": [1, "<"]}
+    assert "<" not in canonical_json(value)
+    assert json.loads(canonical_json(value)) == value
 
 
 def test_hash_and_json_are_of_the_bytes(tmp_path: Path) -> None:

@@ -178,6 +178,54 @@ def test_a_name_that_becomes_part_of_a_path_is_plain(table: str, name: str) -> N
     assert "\n" not in str(caught.value)
 
 
+MARKUP = {
+    "a directive": "Scans\n\n.. raw:: html\n\n   <script>alert(1)</script>",
+    "a link": "`scans <javascript:alert(1)>`_",
+    "a bare link": "scans JavaScript:alert(1)",
+    "a last line break": "scans\n",
+}
+
+
+@pytest.mark.parametrize("markup", MARKUP.values(), ids=MARKUP)
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("datasets", "h-si100", "title"),
+        ("datasets", "h-si100", "attribution"),
+        ("comparisons", "architectures", "title"),
+        ("explanations", "moved-lines", "title"),
+        ("curves", "labels", "label"),
+    ],
+    ids=".".join,
+)
+def test_text_of_captions_is_no_markup_of_the_report(path: tuple[str, ...], markup: str) -> None:
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    table, name, key = path
+    config[table][name][key] = markup
+    with pytest.raises(
+        UserError, match=rf"config: {table}\.{name}\.{key}: .* on one line"
+    ) as caught:
+        resolve(config, SCHEMA)
+    assert "\n" not in str(caught.value)
+
+
+def texts_of(part: Any) -> Iterator[tuple[str, Any]]:
+    """Give every key of the schema whose value captions take, and what it says of it."""
+    for key, below in part.items() if isinstance(part, dict) else ():
+        if key == "properties":
+            yield from ((k, below[k]) for k in ("title", "attribution", "label") if k in below)
+        yield from texts_of(below)
+
+
+def test_every_text_that_captions_take_is_checked() -> None:
+    found = list(texts_of(SCHEMA))
+    assert len(found) >= 12
+    for key, said in found:
+        while "pattern" not in said:
+            said = SCHEMA["$defs"][said["$ref"].rsplit("/", 1)[1]]
+        assert said["pattern"] == SCHEMA["$defs"]["caption"]["pattern"], key
+
+
 @pytest.mark.parametrize("member", ["../../escaped.npy", "/tmp/escaped.npy", "images.npy"])
 def test_members_of_an_archive_are_read_by_their_name_and_never_unpacked(
     member: str, tmp_path: Path

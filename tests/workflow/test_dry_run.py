@@ -171,7 +171,7 @@ MISTAKES = {
     ),
     "a name that leaves its folder": (
         {"experiments": {"../up": {"model": "vit"}}},
-        "config: experiments: '../up' does not match",
+        "config: experiments: '../up' cannot be used; use letters, digits, dots and hyphens",
     ),
 }
 

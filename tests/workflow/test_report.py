@@ -89,7 +89,8 @@ def test_first_page_says_what_was_compared_and_how(visit: Visit) -> None:
     assert_rendered(text)
     assert "4 experiments with 1 seed each on simulated H:Si(100), split sessions" in text
     assert "The data are simulated." in text
-    assert visit.page.locator("li", has_text="Architectures on simulated scans").count() == 1
+    title = "Architectures on simulated scans <script>alert(1)</script>"
+    assert visit.page.locator("li", has_text=title).count() == 1
 
 
 def assert_drawn(visit: Visit, charts: int) -> None:
