@@ -115,8 +115,8 @@ def combine(
     else:
         tables = {name: read_table(path, classes, f"{path}") for name, path in members.items()}
         table = pooled(tables)
-    with replacing(out) as part:
-        table.to_parquet(part, compression="zstd", index=False)
     record = provenance.record(spec, inputs=members, started=started)
     name = "predict.json" if out.stem == "predictions" else f"{out.stem}.json"
     write_json(out.with_name(name), record)
+    with replacing(out) as part:  # last, as in `predict`
+        table.to_parquet(part, compression="zstd", index=False)

@@ -108,8 +108,6 @@ def predict(
                 answers = predict_arrays(trained, x_NLP, n_lines_N, device=device)
             found.append(answer_table(answers, block, data, meta["fold"], meta["seed"]))
     table = pa.concat_tables(found).replace_schema_metadata({WEIGHTS_KEY: meta["weights_sha256"]})
-    with replacing(out) as part:
-        pq.write_table(table, part, compression="zstd", row_group_size=1 << 20)
     inputs = {"store": store, "split": split, "weights": run / WEIGHTS, "model": run / META}
     if exported:
         inputs["exported"] = exported.file
@@ -122,6 +120,9 @@ def predict(
     own = unlabelled or exported
     record |= exported.told if exported else {}
     write_json(out.with_suffix(".json") if own else out.with_name("predict.json"), record)
+    # Last: where predictions are, what is told of them is too.
+    with replacing(out) as part:
+        pq.write_table(table, part, compression="zstd", row_group_size=1 << 20)
 
 
 def unlabelled_scans(data: Store, split: Mapping[str, Any], fold: int) -> NDArray[np.int64]:

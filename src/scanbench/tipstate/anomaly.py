@@ -218,8 +218,6 @@ def anomaly_scores(store: str | Path, split: str | Path, run: str | Path, out: s
         for name, value_R in _scores(tested, training, label_N, len(kept)).items():
             # A scan's score is the mean over its windows.
             table[f"score_{name}"] = pd.Series(value_R).groupby(tested.scan).mean()[test].to_numpy()
-    with replacing(out) as part:
-        table.to_parquet(part, compression="zstd", index=False)
     record = provenance.record(
         {key: meta[key] for key in ("name", "fold", "seed", "withheld")},
         inputs={"store": store, "split": split, "weights": run / WEIGHTS, "model": run / META},
@@ -227,6 +225,8 @@ def anomaly_scores(store: str | Path, split: str | Path, run: str | Path, out: s
         device=torch.cuda.get_device_name() if device == "cuda" else None,
     )
     write_json(out.with_suffix(".json"), record)
+    with replacing(out) as part:  # last, as in `predict`
+        table.to_parquet(part, compression="zstd", index=False)
 
 
 def _long_enough(run: Run, data: Store, scans: NDArray[np.int64]) -> NDArray[np.int64]:

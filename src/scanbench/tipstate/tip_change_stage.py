@@ -112,10 +112,10 @@ def tip_change_scores(
                         }
                     )
                 )
-    with replacing(out) as path:
-        pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
     inputs = {"store": store, "split": split, "weights": run / WEIGHTS, "model": run / META}
     write_json(out.with_suffix(".json"), provenance.record(spec, inputs=inputs, started=started))
+    with replacing(out) as path:  # last, as in `predict`
+        pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
 
 
 def _learned(
