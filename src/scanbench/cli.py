@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanbench import STUDIES, __version__, plan
-from scanbench.errors import MISTAKE, UserError, counted
+from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError, counted
 from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
 
@@ -774,9 +774,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # A full disk or a missing permission is the user's to mend, and the file is named.
+        # A full disk or a missing permission is the user's to mend; a broken device is not, and the
+        # same may succeed on another node.
         name = f"{error.filename}: " if error.filename else ""
-        print(f"{MISTAKE}{name}{error.strerror or error}", file=sys.stderr)
+        begin = BROKEN if error.errno in MACHINE else MISTAKE
+        print(f"{begin}{name}{error.strerror or error}", file=sys.stderr)
         return 2
     return status or 0
 

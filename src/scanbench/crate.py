@@ -101,13 +101,18 @@ def export(
         with replacing(out) as part:
             crate.write_zip(part)
     else:
-        with replacing_folder(out) as part:
+        with replacing_folder(out, marker="ro-crate-metadata.json") as part:
             crate.write(part)
     return sum(len(job.record.outputs) for jobs in chain.steps.values() for job in jobs)
 
 
 def _check(chain: Chain, results: Path) -> None:
-    """Refuse to export what is not as recorded."""
+    """Refuse to export what is not as recorded, or rests on what is not there any more."""
+    if chain.changed:
+        raise UserError(
+            f"{results / chain.changed[0]}: not as recorded, or made from another version of what "
+            f"it rests on: see scanbench verify {results}"
+        )
     recorded = {
         results / name: sha
         for jobs in chain.steps.values()

@@ -86,7 +86,7 @@ def deployment(spec: Mapping[str, Any], results: Path, store: Path, split: Path,
     for column in ("largest_logit_difference", "megabytes"):
         raw[column] = [files.get(name, {}).get(column, np.nan) for name in raw["form"]]
     inputs = {f"{name}-{k}": path for name, own in sources.items() for k, path in enumerate(own)}
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, marker="deployment.json") as folder:
         write(shown(raw, spec), folder)
         run = load_run(runs[0])
         told = metadata(run)

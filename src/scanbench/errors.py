@@ -1,10 +1,15 @@
 """The one exception that a user is meant to see."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 #: What a command's line about a mistake begins with.
 MISTAKE = "scanbench: error: "
+
+#: What its line begins with where the machine failed, and what such errors are.
+BROKEN = "scanbench: the machine failed: "
+MACHINE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOMEM, errno.ETIMEDOUT, errno.ESTALE)
 
 
 class UserError(Exception):

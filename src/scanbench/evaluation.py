@@ -376,7 +376,7 @@ def evaluate(
             class_groups=class_groups,
         ),
     }
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, marker="evaluate.json") as folder:
         for name, frame in tables.items():
             frame.to_csv(
                 folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n"

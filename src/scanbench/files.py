@@ -74,20 +74,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
+def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it takes the place of `path`.
 
     Parameters
     ----------
     path
-        Where the whole folder shall stand; what stood there is replaced.
+        Where the whole folder shall stand; what an earlier call wrote there is replaced.
+    marker
+        What every folder of this kind holds: one without it is somebody's own.
 
     Yields
     ------
     Path
         The folder to fill.
+
+    Raises
+    ------
+    UserError
+        If something else stands there.
     """
     path = Path(path)
+    own = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if own and not (path / marker).exists():
+        raise UserError(
+            f"{path}: exists and would be replaced, but was not written by this command; name "
+            "another folder, or delete it"
+        )
     part = _new_part(path)
     try:
         yield part

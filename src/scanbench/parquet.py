@@ -43,7 +43,7 @@ def read_parquet(
         return pd.read_parquet(path, columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; {mend}") from None
-    except UserError:
+    except (UserError, MemoryError):
         raise
     # pyarrow and pandas raise whatever a broken file makes of them.
     except Exception as error:

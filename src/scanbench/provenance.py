@@ -27,6 +27,8 @@ PACKAGES = ("h5py", "lightning", "numpy", "pandas", "scikit-learn", "scipy", "to
 def git_state() -> tuple[str | None, bool | None]:
     """Return the commit of the running source tree and whether it has uncommitted changes.
 
+    A new file counts where it could run: in the package.
+
     Both are None where the package does not run from a git checkout.
     """
     folder = Path(__file__).resolve().parent
@@ -38,7 +40,9 @@ def git_state() -> tuple[str | None, bool | None]:
 
     try:
         git("ls-files", "--error-unmatch", __file__)
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        new = git("status", "--porcelain", "--untracked-files=all", "--", str(folder))
+        return git("rev-parse", "HEAD"), bool(changes or new)
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

@@ -156,8 +156,9 @@ def recorded(
 ) -> Record:
     """Run a job's stage, and write the record of what it read and wrote.
 
-    Inputs are hashed before the stage begins, so that the record tells of what it read. What is no
-    longer what another job wrote is not read at all: nothing is made from a damaged file.
+    Inputs and sources are hashed before the stage begins and must not change until it ends, so that
+    the record tells of what it read and ran. What is no longer what another job wrote is not read
+    at all: nothing is made from a damaged file.
 
     Parameters
     ----------
@@ -182,8 +183,8 @@ def recorded(
     Raises
     ------
     UserError
-        If an input is missing or damaged, or an output is missing after the run or lies outside
-        `results`.
+        If an input is missing or damaged, an input or a source changes while the stage runs, or an
+        output is missing after the run or lies outside `results`.
     """
     stage = command[0]
     wanted = list(inputs)
@@ -193,25 +194,31 @@ def recorded(
         if not path.is_file():
             raise UserError(f"{path}: missing: {stage} needs it")
     config = json.loads(canonical_json(dict(config)))  # a stage may take its options apart
+    commit, dirty = provenance.git_state()
+    digest = _code_digest(code)
+    states = {path: _state(path) for path in data}
     before = hashes(data, f"hash what {stage} reads")
     inside = {path: digest for path, digest in before.items() if _name(path, results)}
     _check_undamaged(inside, wanted, results)
     with watching() as placed:
         run()
+    changed = [path for path, state in states.items() if _state(path) != state]
+    if changed or _code_digest(code) != digest:
+        what = changed[0] if changed else f"a source of {stage}"
+        raise UserError(f"{what}: changed while {stage} ran, which may have read both; run again")
     for path in outputs:
         if not _name(path, results):
             raise UserError(f"{path}: lies outside {results}: results are written there")
         if path != record and not path.exists():
             raise UserError(f"{path}: {stage} should have written it")
     made = _made({*outputs, *placed} - {record}, results)
-    commit, dirty = provenance.git_state()
     written = Record(
         stage=stage,
         command=provenance.command_line(_without_spec(command)),
         config=config,
         commit=commit,
         dirty=dirty,
-        code=_code_digest(code),
+        code=digest,
         versions=provenance.versions(),
         inputs=_named(inside, results),
         outputs=_named(hashes(made, f"hash what {stage} wrote"), results),
@@ -311,6 +318,15 @@ def _code_digest(code: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what tells that a file is another one, or was written to; nothing if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _sealed(record: Record) -> dict[str, Any]:
     """Return a record as JSON with a checksum over itself, so that no change goes unseen."""
     content = {"schema_version": SCHEMA_VERSION, **asdict(record)}
@@ -318,7 +334,8 @@ def _sealed(record: Record) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------- reading

@@ -148,7 +148,13 @@ def take_over(model: nn.Module, foundation: Foundation, classes: list[str]) -> N
     """
     weights = foundation.run.model.state_dict()
     if foundation.run.classes != classes:
-        if not hasattr(model, "head") or hasattr(model, "fit"):
+        if hasattr(model, "fit"):
+            raise UserError(
+                f"{foundation.folder}: has classes {', '.join(foundation.run.classes)}, not "
+                f"{', '.join(classes)}, and model {foundation.run.meta['model']} is fitted at once "
+                "and keeps its classes; start from a run with the same"
+            )
+        if not hasattr(model, "head"):
             raise UserError(
                 f"{foundation.folder}: has classes {', '.join(foundation.run.classes)}, not "
                 f"{', '.join(classes)}, and model {foundation.run.meta['model']} has no head to "

@@ -51,7 +51,8 @@ class Chain:
     files
         What is traced → the SHA-256 that is recorded.
     changed
-        Those of `files` that have not their SHA-256 any more, or are gone.
+        Those of `files` that have not their SHA-256 any more, or are gone; and what in the chain
+        was made from another version of a file than lies there now.
     steps
         Stage → its jobs; what made `files` first, and a stage before all that it needs.
     raw
@@ -125,7 +126,10 @@ def trace(path: str | Path) -> Chain:
     }
     return Chain(
         files=files,
-        changed=[name for name, sha in files.items() if not _is(results / name, sha)],
+        changed=[
+            *(name for name, sha in files.items() if not _is(results / name, sha)),
+            *_stale(jobs, makers),
+        ],
         steps=_steps(jobs, makers),
         **_sources(results, jobs, makers),
     )
@@ -183,6 +187,20 @@ def _followed(
                     waiting.append(makers[path])
                 used[makers[path]].add(path)
     return used
+
+
+def _stale(jobs: Mapping[str, Job], makers: Mapping[str, str]) -> list[str]:
+    """Return an output of each job that read something else than its maker is recorded to write."""
+    return [
+        next(iter(job.used))
+        for job in jobs.values()
+        if any(
+            path in makers
+            and makers[path] in jobs
+            and jobs[makers[path]].used.get(path, sha) != sha
+            for path, sha in job.record.inputs.items()
+        )
+    ]
 
 
 def _drawn_from(results: Path, record: Record, files: Mapping[str, str]) -> set[str] | None:

@@ -64,6 +64,8 @@ class Verification:
         What could not be checked.
     records, files, size
         How much was checked; the size in bytes.
+    makers
+        Each file → the record that tells of its bytes.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Verification:
     records: int = 0
     files: int = 0
     size: int = 0
+    makers: dict[str, str] = field(default_factory=dict)
 
 
 def verify(results: str | Path) -> Verification:
@@ -107,6 +110,7 @@ def verify(results: str | Path) -> Verification:
     found.files, found.size = len(digests), sum(path.stat().st_size for path in digests)
 
     makers, replaced = _latest(root, known, makers, digests)
+    found.makers = {path: names[0] for path, names in makers.items()}
     found.faults += replaced
     for name, record in known.items():
         own = {path: sha for path, sha in record.outputs.items() if makers[path] == [name]}
@@ -131,8 +135,8 @@ def verify(results: str | Path) -> Verification:
 def delete(results: str | Path, found: Verification) -> int:
     """Delete all that the jobs at fault wrote, and their records.
 
-    The next run makes it anew, and what rests on it. Raw files of the user and files without record
-    are left alone.
+    The next run makes it anew, and what rests on it. Raw files of the user, files without record
+    and files that another job wrote since are left alone.
 
     Returns
     -------
@@ -144,7 +148,8 @@ def delete(results: str | Path, found: Verification) -> int:
     count = 0
     for name in sorted({fault.job for fault in found.faults if fault.job}):
         outputs = known[name].outputs if name in known else damaged[name].claims
-        for path in (root / file for file in (*outputs, name)):
+        own = [file for file in outputs if found.makers.get(file, name) == name]
+        for path in (root / file for file in (*own, name)):
             if path.is_file() and path.resolve().is_relative_to(root):
                 path.unlink()
                 count += 1

@@ -35,7 +35,7 @@ class Study:
         self.job("render", ["scores/metrics.csv", *both], ["figures/lines.svg"], self._figure)
 
     def _scans(self) -> None:
-        with replacing_folder(self.results / "data/d/scans") as part:
+        with replacing_folder(self.results / "data/d/scans", marker=".") as part:
             (part / "manifest.csv").write_text("scan_id,group\na,monday\nb,tuesday\n")
             (part / "shard.npz").write_text(f"heights of {sha256_of(self.raw / 'a.sxm')}")
 

@@ -27,7 +27,7 @@ def write_scans(folder: Path, scans: list[np.ndarray], **columns: object) -> Pat
         **columns,
     }
     rows = pd.DataFrame(table).to_dict("records")
-    with replacing_folder(folder) as part, ScansWriter(part) as writer:
+    with replacing_folder(folder, marker=".") as part, ScansWriter(part) as writer:
         rows = [{**row, **writer.add(x)} for row, x in zip(rows, scans, strict=True)]
         writer.finish(rows, [], [])
     return folder

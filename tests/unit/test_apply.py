@@ -161,7 +161,7 @@ def test_only_an_earlier_output_is_replaced(run: Path, scans: Path, tmp_path: Pa
     mine = tmp_path / "thesis"
     mine.mkdir()
     (mine / "chapter.tex").write_text("x")
-    with pytest.raises(UserError, match="exists and is no output of apply"):
+    with pytest.raises(UserError, match="exists and would be replaced"):
         apply(run, scans, mine)
     with pytest.raises(UserError, match="would be replaced, but holds"):
         apply(run, scans, tmp_path)

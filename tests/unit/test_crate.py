@@ -43,6 +43,13 @@ def test_a_crate_passes_its_validator_and_verifies(
     assert verify(out / "results").faults == []
 
 
+def test_a_crate_takes_the_place_of_a_crate_alone(study: Study, tmp_path: Path) -> None:
+    for own in (study.results, tmp_path):
+        with pytest.raises(UserError, match="exists and would be replaced"):
+            export(study.results, own)
+    assert verify(study.results).faults == []
+
+
 def test_the_validator_sees_what_a_crate_lacks(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +100,13 @@ def test_a_crate_may_be_one_file(
 def test_what_is_damaged_is_not_exported(study: Study, tmp_path: Path) -> None:
     write(study.results / "runs/0/weights", "damaged")
     with pytest.raises(UserError, match=r"runs/0/weights: .* scanbench verify"):
+        export(study.results / "figures/lines.svg", tmp_path / "crate")
+    study.job("train", ["data/d/store.h5"], ["runs/0/weights"], seed=0)
+    weights = study.results / "runs/1/weights"
+    study.job(
+        "train", ["data/d/store.h5"], ["runs/1/weights"], lambda: write(weights, "!") and None, 1
+    )
+    with pytest.raises(UserError, match=r"lines\.svg: not as recorded, or made from another"):
         export(study.results / "figures/lines.svg", tmp_path / "crate")
     assert not (tmp_path / "crate").exists()
     with pytest.raises(UserError, match=r"Snakefile: missing"):

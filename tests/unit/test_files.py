@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scanbench.errors import UserError
 from scanbench.files import (
     SMALL,
     canonical_json,
@@ -52,14 +53,28 @@ def test_a_failed_writer_leaves_what_stood_there(tmp_path: Path) -> None:
 def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "old").write_text("")
-    writer = replacing_folder(tmp_path / "f")
+    writer = replacing_folder(tmp_path / "f", marker=".")
     (writer.__enter__() / "half").write_text("")
     assert writer.__exit__(RuntimeError, RuntimeError(), None) is False
     assert names(tmp_path / "f") == ["old"]
-    with replacing_folder(tmp_path / "f") as part:
+    with replacing_folder(tmp_path / "f", marker=".") as part:
         (part / "new").write_text("")
     assert names(tmp_path / "f") == ["new"]
     assert names(tmp_path) == ["f"]
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    own = tmp_path / "thesis"
+    own.mkdir()
+    (own / "chapter.tex").write_text("x")
+    refused = pytest.raises(UserError, match="thesis: exists and would be replaced, but was not")
+    with refused, replacing_folder(own, marker="ingest.json"):
+        pass
+    assert names(own) == ["chapter.tex"]
+    (own / "chapter.tex").rename(own / "ingest.json")
+    with replacing_folder(own, marker="ingest.json") as part:
+        (part / "ingest.json").write_text("y")
+    assert (own / "ingest.json").read_text() == "y"
 
 
 def test_files_and_folders_get_the_permissions_that_the_umask_gives(tmp_path: Path) -> None:
@@ -68,7 +83,7 @@ def test_files_and_folders_get_the_permissions_that_the_umask_gives(tmp_path: Pa
         with replacing(tmp_path / "a") as part:
             # As safetensors does.
             os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
-        with replacing_folder(tmp_path / "f") as folder:
+        with replacing_folder(tmp_path / "f", marker=".") as folder:
             (folder / "b").write_text("")
     finally:
         os.umask(before)
@@ -80,7 +95,7 @@ WRITES = """
 import sys, time
 from pathlib import Path
 from scanbench.files import replacing, replacing_folder
-with replacing(Path(sys.argv[1], "a.txt")), replacing_folder(Path(sys.argv[1], "f")):
+with replacing(Path(sys.argv[1], "a.txt")), replacing_folder(Path(sys.argv[1], "f"), marker="."):
     print("writing", flush=True)
     time.sleep(60)
 """
@@ -100,7 +115,7 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     with replacing(tmp_path / "a.txt") as part:
         part.write_text("")
     assert [name[:3] for name in names(tmp_path)] == [".a.", ".f.", "a.t"]
-    with replacing_folder(tmp_path / "f"):
+    with replacing_folder(tmp_path / "f", marker="."):
         pass
     assert names(tmp_path) == [".a.txt.mine.part", "a.txt", "f"]
 

@@ -42,6 +42,16 @@ def test_without_weight_the_samples_leave_the_coefficients_as_they_were(
     torch.testing.assert_close(coefficient, start[0], rtol=0, atol=1e-5)
 
 
+def test_of_a_class_without_a_sample_nothing_is_learned(
+    samples: tuple[Tensor, np.ndarray],
+) -> None:
+    z, label = samples[0][samples[1] > 0], samples[1][samples[1] > 0]
+    start = torch.randn(C, 5, generator=torch.Generator().manual_seed(1)), torch.ones(C)
+    _, intercept = refit_linear(z, label, CLASS_WEIGHTS, start, **HOW)
+    assert intercept[0] == 1
+    assert (intercept[1:] != 1).all()
+
+
 def test_at_the_minimum_no_direction_is_downhill(samples: tuple[Tensor, np.ndarray]) -> None:
     z, label = samples
     start = torch.randn(C, 5, generator=torch.Generator().manual_seed(1)), torch.ones(C)

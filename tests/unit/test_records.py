@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded_study import Study, write
 
+from scanbench import sources
 from scanbench.cli import main
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
-from scanbench.records import FOLDER, _digest, read_record
+from scanbench.records import FOLDER, _digest, read_record, recorded
 from scanbench.verification import delete, verify
 
 
@@ -96,6 +98,55 @@ def test_what_was_made_from_replaced_files_is_stale(study: Study) -> None:
     assert "made from another runs/1/weights" in table.what
 
 
+def test_what_changes_while_a_job_reads_it_makes_no_record(study: Study) -> None:
+    store = study.results / "data/d/store.h5"
+    whole = store.read_bytes()
+
+    def restored() -> None:
+        # Another writer's bytes are read; at the end the old ones stand there again.
+        write(store, "another")
+        write(study.results / "runs/2/weights", "made of another")
+        write(store, whole.decode())
+
+    with pytest.raises(UserError, match=r"store\.h5: changed while train ran, .* run again"):
+        study.job("train", ["data/d/store.h5"], ["runs/2/weights"], restored, 2)
+    assert not (study.results / FOLDER / "train2.json").exists()
+
+
+def test_a_source_that_changes_while_a_job_runs_makes_no_record(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "scanbench"
+    write(root / "files.py", "old = 1")
+    monkeypatch.setattr(sources, "ROOT", root)
+
+    def edited() -> None:
+        write(root / "files.py", "new = 1")
+        write(study.results / "runs/2/weights", "made by the old")
+
+    with pytest.raises(UserError, match="a source of train: changed while train ran"):
+        study.job("train", ["data/d/store.h5"], ["runs/2/weights"], edited, 2)
+    assert not (study.results / FOLDER / "train2.json").exists()
+
+
+def test_a_record_of_what_looks_like_a_page_is_no_other_for_it(study: Study) -> None:
+    record = study.results / FOLDER / "train2.json"
+    recorded(
+        lambda: write(study.results / "runs/2/weights", "2") and None,
+        command=["train"],
+        config={"title": "</script>"},
+        inputs=[],
+        outputs=[study.results / "runs/2/weights"],
+        results=study.results,
+        record=record,
+    )
+    content = json.loads(record.read_text())
+    # As the first versions of schema 1 sealed it.
+    seal = content.pop("sha256")
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    assert seal == hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_an_edited_raw_file_is_named(study: Study) -> None:
     write(study.raw / "b.sxm", "edited")
     assert study.faults() == [str(study.raw / "b.sxm")]
@@ -132,6 +183,17 @@ def test_delete_makes_way_for_a_new_run_and_leaves_all_else(
     }  # fmt: skip
     assert not (study.results / "data/d/scans").exists()
     assert {path.name for path in study.raw.iterdir()} == {"a.sxm", "b.sxm"}
+
+
+def test_delete_leaves_what_another_job_wrote_since(study: Study) -> None:
+    for stage in ("simulate", "fetch"):
+        study.job(stage, [], ["data/e/a.csv", f"data/e/{stage}.csv"])
+    write(study.results / "data/e/simulate.csv", "damaged")
+    found = verify(study.results)
+    assert {fault.job for fault in found.faults} == {None, f"{FOLDER}/simulate.json"}
+    delete(study.results, found)
+    assert (study.results / "data/e/a.csv").read_text() == "fetch None"
+    assert study.faults() == []
 
 
 def test_a_temporary_output_may_be_gone_and_no_other(study: Study) -> None:

@@ -13,7 +13,7 @@ from scanbench.scans import ScansWriter, iterate_heights, read_manifest
 
 
 def write(folder, heights, **columns):
-    with replacing_folder(folder) as part, ScansWriter(part) as writer:
+    with replacing_folder(folder, marker=".") as part, ScansWriter(part) as writer:
         rows = [
             {
                 "scan_id": f"s{i}",

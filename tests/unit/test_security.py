@@ -183,6 +183,10 @@ MARKUP = {
     "a link": "`scans <javascript:alert(1)>`_",
     "a bare link": "scans JavaScript:alert(1)",
     "a last line break": "scans\n",
+    "a separator of lines": "scans\u2028\u2028.. raw:: html\u2028\u2028   <script>1</script>",
+    "a next line": "scans\x85\x85.. include:: /etc/passwd\x85\x85",
+    "a directive alone": ".. image:: http://127.0.0.1/x.png",
+    "a directive after a blank": " .. image:: http://127.0.0.1/x.png",
 }
 
 

@@ -162,7 +162,7 @@ def test_a_model_that_can_be_fitted_anew_is_drawn_to_its_start(
         moved.append(float((ours["head.weight"] - theirs["head.weight"]).norm()))
     assert moved[0] < 1e-3 < moved[1]
     other = edited(real, tmp_path / "other", classes=["a", "b", "c"])
-    with pytest.raises(UserError, match="efficientnet-linear has no head to renew"):
+    with pytest.raises(UserError, match="efficientnet-linear is fitted at once and keeps its"):
         train(linear(0.1), *other, tmp_path / "none", start)
 
 

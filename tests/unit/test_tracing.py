@@ -69,6 +69,17 @@ def test_a_changed_file_is_said_to_be_changed(
     assert "figures/lines.svg is not as recorded" in capsys.readouterr().out
 
 
+def test_what_was_made_from_replaced_files_is_said_to_be_changed(study: Study) -> None:
+    weights = study.results / "runs/1/weights"
+    study.job(
+        "train", ["data/d/store.h5"], ["runs/1/weights"], lambda: write(weights, "!") and None, 1
+    )
+    assert trace(weights).changed == []
+    assert trace(study.results / "scores/metrics.csv").changed == ["scores/metrics.csv"]
+    figure = trace(study.results / "figures/lines.svg")
+    assert figure.changed == ["figures/lines.svg", "scores/metrics.csv"]
+
+
 def test_trace_on_the_command_line(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     figure = str(study.results / "figures/lines.svg")
     assert main(["trace", figure]) == 0

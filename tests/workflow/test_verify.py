@@ -146,7 +146,9 @@ def test_predictions_of_other_weights_are_stale(results: Path) -> None:
     kept[record] = record.read_bytes()
     record.write_bytes((results / FOLDER / other / "train.json").read_bytes())
     try:
-        assert f"records/{mine}/train.json" in faults(results)
+        found = {fault.path: fault.what for fault in verify(results).faults}
+        assert f"records/{mine}/train.json" in found
+        assert f"made from another {mine}/" in found[f"{mine}/predictions.parquet"]
     finally:
         for path, content in kept.items():
             path.write_bytes(content)

@@ -1014,7 +1014,7 @@ def agreement(
             "some_disagreement": int((known.fewest_NC == 1).any(axis=1).sum()),
         },
     }
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, marker="agreement.json") as folder:
         for name, frame in tables.items():
             frame.to_csv(
                 folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n"

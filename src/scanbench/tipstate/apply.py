@@ -108,7 +108,7 @@ def apply(
         "classes": classes,
     }
     size = {"lines": meta["scan_lines"], "pixels": meta["pixels"]}
-    with replacing_folder(out) as part:
+    with replacing_folder(out, marker=RECORD) as part:
         found = ingest(spec, folder, labels, part / "scans")
         manifest = read_manifest(part / "scans")
         _check_unit(manifest, folder, meta)
@@ -149,12 +149,10 @@ def apply(
 
 
 def _check_free(out: Path, run: Path, folder: Path, labels: Path | None) -> None:
-    """Refuse to replace a folder that is not an earlier output, or that holds an input."""
+    """Refuse to replace a folder that holds an input."""
     for path in (run, folder, labels):
         if path is not None and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: would be replaced, but holds {path}; give another --out")
-    if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is no output of apply; give another --out")
 
 
 def _check_unit(manifest: pd.DataFrame, folder: Path, meta: Mapping[str, Any]) -> None:

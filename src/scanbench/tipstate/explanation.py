@@ -210,7 +210,7 @@ def attribute(
             seed=spec["seed"],
             device=torch.cuda.get_device_name() if device == "cuda" else None,
         )
-    with replacing_folder(out) as part:
+    with replacing_folder(out, marker="attribute.json") as part:
         for name, frames in (("attributions", attributions), ("curves", curves)):
             pd.concat(frames, ignore_index=True).to_parquet(
                 part / f"{name}.parquet", compression="zstd", index=False
@@ -392,7 +392,8 @@ def explain(
         sheet.note(spec["data"])
         plotting.save(sheet, out, stem)
     manifest = read_manifest(scans)
-    with replacing_folder(out / "scans") as part, Store(store) as data:
+    whole = replacing_folder(out / "scans", marker=".")  # it lies in this stage's own folder
+    with whole as part, Store(store) as data:
         for name, paths in folders.items():
             # The first fold's first seed stands for the experiment.
             sheet = attributed_scans(_attributed(paths[0], data, manifest), name, simulated)

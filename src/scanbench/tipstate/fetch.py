@@ -209,7 +209,7 @@ def fetch(
     UserError
         If the download fails, or an image or its scores are not the published ones.
     """
-    with replacing_folder(out) as part:
+    with replacing_folder(out, marker=IMAGES) as part:
         if local is not None:
             verified = verify(local, table, scores)
             for name in (IMAGES, SCORES):

@@ -230,7 +230,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
     rejected: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
     with (
-        replacing_folder(out) as part,
+        replacing_folder(out, marker=OPTIONS) as part,
         closing(_store_all(root, files, options, part)) as reads,
     ):
         for read in tqdm(reads, total=len(files), desc="ingest", mininterval=0.5):

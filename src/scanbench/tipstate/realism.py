@@ -307,7 +307,7 @@ def realism(spec: Mapping[str, Any], real: Path, simulated: Path, out: Path) -> 
         "scans": _pictures(mine, made, classes),
         "spectra": drawing(mine, made, classes),
     }
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, marker="provenance.json") as folder:
         write(table(rows, spec), folder)
         source = ". ".join(filter(None, (spec["real"]["title"], spec["real"]["attribution"])))
         note = f"{spec['simulated']['title']} beside real scans. Real: {source}"

@@ -62,6 +62,8 @@ of the H (3.5 apart, and leaning outward) show as atoms.
 """
 VISIBLE = 0.3
 """Noise is at most this share of the corrugation that a label rests on; else nobody could tell."""
+#: What each scan was simulated with, in the folder of its data set.
+PARAMETERS = "parameters.csv"
 DEFECTS = {"blunt": 0.2, "dirty": 0.3, "unstable": 0.15, "change": 0.25, "crash": 0.1}
 """Shares of the ways in which a tip can be bad; ``blunt`` includes tips that draw ghosts."""
 
@@ -536,7 +538,10 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
     checked = Spec.from_dict(spec)
     plans = plan_scans(checked)
     labels, truth, parameters = [], [], []
-    with replacing_folder(out) as folder, closing(_made(checked, plans, folder)) as made:
+    with (
+        replacing_folder(out, marker=PARAMETERS) as folder,
+        closing(_made(checked, plans, folder)) as made,
+    ):
         for plan, scan in tqdm(made, total=len(plans), desc="simulate", unit="scan"):
             line = "" if scan.change_line is None else scan.change_line
             labels.append([plan.name, plan.label, plan.group, line])
@@ -546,7 +551,7 @@ def simulate(spec: Mapping[str, Any], out: Path) -> None:
         _write_csv(folder / "labels.csv", ["scan", "label", "group", "change_line"], labels)
         _write_csv(folder / "truth.csv", ["scan", "line", "state"], truth)
         _write_csv(
-            folder / "parameters.csv",
+            folder / PARAMETERS,
             list(parameters[0]),
             [list(row.values()) for row in parameters],
         )

@@ -75,7 +75,8 @@ def refit_linear(
     z_NF, labels_N, class_weights_C, inverse_regularisation, max_iter
         As in `fit_linear`.
     start
-        Coefficients [C, F] to be drawn to, and intercepts [C] to begin with, which nothing draws.
+        Coefficients [C, F] to be drawn to, and intercepts [C] to begin with, which nothing draws;
+        that of a class without a sample stays.
 
     Returns
     -------
@@ -84,6 +85,7 @@ def refit_linear(
     z, label = z_NF.double(), torch.from_numpy(labels_N).long()
     weights = torch.from_numpy(class_weights_C).double()
     start_CK = torch.cat([start[0], start[1][:, None]], dim=1).double()
+    absent_C = torch.bincount(label, minlength=len(weights)) == 0
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w_CK = torch.from_numpy(flat).view_as(start_CK).requires_grad_()
@@ -91,8 +93,9 @@ def refit_linear(
         losses = F.cross_entropy(logits_NC, label, weights, reduction="sum")
         away = (w_CK - start_CK)[:, :-1].square().sum()
         total = inverse_regularisation * losses + away / 2
-        (gradient,) = torch.autograd.grad(total, w_CK)
-        return total.item(), gradient.numpy().ravel()
+        (gradient_CK,) = torch.autograd.grad(total, w_CK)
+        gradient_CK[absent_C, -1] = 0.0
+        return total.item(), gradient_CK.numpy().ravel()
 
     found = minimize(
         objective,
