@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import small_study
 
+from scanbench import verification
 from scanbench.cli import main, parser
+from scanbench.failures import mistakes
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
@@ -112,3 +115,26 @@ def test_every_argument_of_every_command_is_explained(
 ) -> None:
     assert [a.dest for a in command._actions if not a.help] == []
     assert command.description
+
+
+@pytest.mark.parametrize(
+    ("number", "mistake"),
+    [(errno.ENOSPC, True), (errno.EACCES, True), (errno.EIO, False), (errno.ESTALE, False)],
+)
+def test_a_broken_device_is_no_mistake_of_the_user(
+    number: int,
+    mistake: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(_: object) -> None:
+        raise OSError(number, os.strerror(number), "results/store.h5")
+
+    monkeypatch.setattr(verification, "verify", broken)
+    assert main(["verify", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"results/store.h5: {os.strerror(number)}")
+    log = tmp_path / "job.log"
+    log.write_text(f"{line}\n")
+    assert bool(mistakes(log)) == mistake
