@@ -134,7 +134,7 @@ def test_swapped_weights_and_models_of_two_runs_are_named(results: Path) -> None
         swap()
 
 
-def test_predictions_of_other_weights_are_stale(results: Path) -> None:
+def test_weights_with_the_record_of_another_run_are_named(results: Path) -> None:
     # Files and record of one run are put in the place of another's, as by a wrong copy.
     kept = {}
     mine, other = (RUN.format(experiment) for experiment in ("lrcn-w20", "causal-full"))
@@ -148,7 +148,10 @@ def test_predictions_of_other_weights_are_stale(results: Path) -> None:
     try:
         found = {fault.path: fault.what for fault in verify(results).faults}
         assert f"records/{mine}/train.json" in found
-        assert f"made from another {mine}/" in found[f"{mine}/predictions.parquet"]
+        # Of the files of this run that the record told of, none does any more.
+        (lost,) = [what for path, what in found.items() if path == f"{mine}/"]
+        assert "no record tells of" in lost
+        assert "model.json" in lost
     finally:
         for path, content in kept.items():
             path.write_bytes(content)
