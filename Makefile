@@ -13,6 +13,7 @@ CORES ?= all
 CONFIG ?= config/quick.yaml
 # Named after the configuration, as one folder of results holds those of several.
 NAME := $(subst $() ,-,$(strip $(basename $(notdir $(CONFIG)))))
+$(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error $(file): no such file: CONFIG names a configuration)))
 REPORT ?= results/report$(addprefix -,$(NAME)).html
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)
 
@@ -82,8 +83,8 @@ lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 audit: env  ## look for known flaws of the pinned packages (asks PyPI)
 	$(BIN)/python -m uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes -r requirements.lock
 
-dry-run: env  ## plan the full study without running it
-	$(BIN)/snakemake --dry-run --quiet rules
+dry-run: env  ## plan the full study, or what CONFIG= names, without running it
+	$(if $(filter file,$(origin CONFIG)),$(BIN)/snakemake,$(SNAKEMAKE)) --dry-run --quiet rules
 
 bench: env  ## the speed benchmarks
 	$(BIN)/python benchmarks/run.py

@@ -1,10 +1,19 @@
 """Scanbench: from raw scans to an honest comparison of models. Wiring only; see docs/."""
 
+import os
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 from scanbench.failures import Failures
 
 min_version("9.0")
+
+# Jobs call `scanbench` of the environment that runs Snakemake, whether it is activated or not.
+os.environ.update(
+    PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+)
 
 failures = Failures()
 logger.addHandler(failures)

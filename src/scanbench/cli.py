@@ -327,6 +327,15 @@ def apply(args: Arguments) -> None:
     for scan, reason in done.left_out.items():
         print(f"left out {scan}: {reason}")
     print(f"scans are resampled to {done.lines} lines; lines_seen counts these")
+    if done.seen is None:
+        print(
+            f"{args.run / 'seen.txt'}: not there: whether the run was trained on these is unknown"
+        )
+    elif done.seen:
+        print(
+            f"{done.seen} of {counted(done.judged, 'scan')} had a part in the run's training or "
+            "validation: how well it judges them says nothing about new ones"
+        )
     if "metrics.csv" in done.files:
         _print_metrics(out / "metrics.csv", done.absent)
     print(f"{out}: {', '.join(done.files)}")

@@ -52,14 +52,24 @@ def load_foundation(folder: str | Path) -> Foundation:
         If a file is missing, damaged, or of another training.
     """
     folder = Path(folder)
-    run = load_run(folder)
+    return Foundation(folder=folder, run=load_run(folder), seen=read_seen(folder))
+
+
+def read_seen(folder: Path) -> frozenset[str]:
+    """Return the SHA-256 of the files, and of the stored heights, of all scans that a run knows.
+
+    Raises
+    ------
+    UserError
+        If its list is missing or damaged.
+    """
     try:
         seen = (folder / SEEN).read_text(encoding="ascii").split()
     except FileNotFoundError:
         raise UserError(f"{folder / SEEN}: no such file; train the run again") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / SEEN}: cannot be read ({error}); train the run again") from None
-    return Foundation(folder=folder, run=run, seen=frozenset(seen))
+    return frozenset(seen)
 
 
 def write_seen(folder: Path, data: Store, scans: np.ndarray, below: Iterable[Foundation]) -> None:

@@ -281,10 +281,13 @@ def _unclaimed(
             names = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
             what = f"{len(files):,} files that no record tells of: {names}"
             yield Fault(f"{folder}/", what, FOREIGN)
-    lost: dict[str, str] = {}
+    told: set[str] = set()
     for name, record in known.items():
-        for path in record.inputs:
-            if path not in makers and not (root / path).exists():
-                lost.setdefault(path, name)
-    for path, name in lost.items():
-        yield Fault(path, f"missing, without record; {name} says that it was read", "run again")
+        lost = [path for path in record.inputs if path not in makers and path not in told]
+        lost = [path for path in lost if not (root / path).exists()]
+        told |= set(lost)
+        if lost:
+            more = f", and {counted(len(lost) - 1, 'other file')}" if len(lost) > 1 else ""
+            what = f"missing, without record; {name} says that it was read{more}"
+            # A finished run does not ask for what it once read: its reader must.
+            yield Fault(lost[0], what, f"run again, with --forcerun {root.name}/{name}")

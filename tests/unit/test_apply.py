@@ -14,6 +14,7 @@ import yaml
 
 from scanbench.cli import main
 from scanbench.errors import UserError
+from scanbench.files import sha256_of
 from scanbench.scans import read_manifest
 from scanbench.store import Store
 from scanbench.tipstate import apply as apply_module
@@ -155,6 +156,22 @@ def test_a_second_run_leaves_nothing_of_the_first(
     apply(run, scans, out, figures=False)
     assert not (out / "metrics.csv").exists()
     assert not (out / "figures").exists()
+
+
+def test_scans_that_the_run_was_trained_on_are_told(
+    run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Path(shutil.copytree(run, tmp_path / "known"))
+    command = ["apply", str(known), str(scans), "--no-figures", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "had a part" not in capsys.readouterr().out
+    with (known / "seen.txt").open("a") as file:
+        file.write(f"{sha256_of(scans)}\n")
+    assert main(command) == 0
+    assert "6 of 6 scans had a part in the run's training" in capsys.readouterr().out
+    (known / "seen.txt").unlink()
+    assert main(command) == 0
+    assert "whether the run was trained on these is unknown" in capsys.readouterr().out
 
 
 def test_only_an_earlier_output_is_replaced(run: Path, scans: Path, tmp_path: Path) -> None:

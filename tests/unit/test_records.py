@@ -185,6 +185,14 @@ def test_delete_makes_way_for_a_new_run_and_leaves_all_else(
     assert {path.name for path in study.raw.iterdir()} == {"a.sxm", "b.sxm"}
 
 
+def test_what_a_finished_run_read_is_made_again_by_its_reader(study: Study) -> None:
+    write(study.results / "data/d/store.h5", "damaged")
+    delete(study.results, verify(study.results))
+    first, *rest = verify(study.results).faults
+    assert (first.path, rest) == ("data/d/store.h5", [])
+    assert first.mend == f"run again, with --forcerun results/{FOLDER}/train0.json"
+
+
 def test_delete_leaves_what_another_job_wrote_since(study: Study) -> None:
     for stage in ("simulate", "fetch"):
         study.job(stage, [], ["data/e/a.csv", f"data/e/{stage}.csv"])

@@ -80,6 +80,11 @@ def test_what_was_made_from_replaced_files_is_said_to_be_changed(study: Study) -
     assert figure.changed == ["figures/lines.svg", "scores/metrics.csv"]
 
 
+def test_a_name_that_does_not_exist_is_said_to_be_none(study: Study) -> None:
+    with pytest.raises(UserError, match=r"line\.svg: no such file"):
+        trace(study.results / "figures/line.svg")
+
+
 def test_trace_on_the_command_line(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     figure = str(study.results / "figures/lines.svg")
     assert main(["trace", figure]) == 0
@@ -99,6 +104,7 @@ def test_trace_on_the_command_line(study: Study, capsys: pytest.CaptureFixture[s
 
 
 def test_what_cannot_be_traced_is_one_clear_line(study: Study, tmp_path: Path) -> None:
+    write(study.results / "foreign.svg", "")
     with pytest.raises(UserError, match=r"foreign\.svg: no record tells of it"):
         trace(study.results / "foreign.svg")
     with pytest.raises(UserError, match="no folder above it holds records/"):

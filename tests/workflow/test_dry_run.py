@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yte
@@ -30,6 +34,26 @@ def test_tuning_plans_as_many_trials_for_every_experiment(project: Project) -> N
     tuned, folds, trials = 7, 5, 8  # majority and vit-prefix have nothing to tune
     assert counts["choose"] == str(tuned * folds)
     assert counts["trial"] == str(tuned * folds * trials)
+
+
+def test_jobs_find_the_commands_of_an_environment_that_is_not_activated(project: Project) -> None:
+    path = os.pathsep.join(
+        folder
+        for folder in os.environ["PATH"].split(os.pathsep)
+        if not (Path(folder) / "scanbench").exists()
+    )
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("snakemake"), "--cores", "1", "--until", "ingest"),
+            *("--configfile", "config.yaml", project.overlay({})),
+        ],
+        cwd=project.folder,
+        env={**project.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (project.folder / "results/data/simulated/scans/manifest.csv").is_file()
 
 
 def layers(overlay: str) -> list[str]:

@@ -528,3 +528,8 @@ def test_two_runs_that_pass_over_the_lock_leave_what_one_would_have(
     assert not [text for text in said if "Traceback" in text]
     copied.snakemake("--cores", "2", "--rerun-incomplete", "--nolock")
     assert hashes(copied.folder) == undisturbed
+
+
+@pytest.mark.skipif(not LONG, reason="counts the faults of the long form: set SCANBENCH_LONG=1")
+def test_the_long_form_injects_two_hundred_faults_or_more() -> None:
+    assert sum(INJECTED.values()) >= 200

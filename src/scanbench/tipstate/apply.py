@@ -23,6 +23,7 @@ from scanbench.prediction import BLOCK, answer_table, predict_arrays
 from scanbench.predictions import class_columns, is_windowed, scan_reading
 from scanbench.runs import META, WEIGHTS, Run, load_run
 from scanbench.scans import read_manifest
+from scanbench.start import SEEN, read_seen
 from scanbench.store import Store
 from scanbench.tipstate.figures import Example, line_answers, picture, scan_answer
 from scanbench.tipstate.ingest import IngestSummary, ingest
@@ -52,6 +53,9 @@ class Applied:
         Classes without a labelled scan among those judged; without them some metrics do not exist.
     lines
         Lines of a whole scan at the size that the run looks at.
+    judged, seen
+        Number of scans with an answer, and of those among them that had a part in the training or
+        validation of the run or of what it rests on; None if the run does not tell.
     """
 
     found: IngestSummary
@@ -59,6 +63,8 @@ class Applied:
     files: tuple[str, ...]
     absent: tuple[str, ...]
     lines: int
+    judged: int
+    seen: int | None
 
 
 def apply(
@@ -122,6 +128,7 @@ def apply(
                 raise UserError(
                     f"{folder}: no scan is long enough: {next(iter(left_out.values()))}"
                 )
+            seen = _seen(run, store, judged)
             table = _answers(trained, store, judged)
             scans = _scan_answers(table, store)
             _write_csv(scans, part / "scans.csv")
@@ -145,7 +152,18 @@ def apply(
         files=tuple(name for name in written if (out / name).exists()),
         absent=tuple(name for name in classes if name not in set(scans["label"])),
         lines=meta["scan_lines"],
+        judged=len(judged),
+        seen=seen,
     )
+
+
+def _seen(run: Path, store: Store, judged: np.ndarray) -> int | None:
+    """Return how many scans had a part in the run's weights; None if the run does not tell."""
+    if not (run / SEEN).is_file():
+        return None
+    known = list(read_seen(run))
+    hashes = np.stack([store.file_sha256[judged], store.scan_sha256[judged]])
+    return int(np.isin(hashes, known).any(0).sum())
 
 
 def _check_free(out: Path, run: Path, folder: Path, labels: Path | None) -> None:
