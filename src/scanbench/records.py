@@ -9,10 +9,12 @@ inputs with the same code writes the same bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -189,21 +191,27 @@ def recorded(
     stage = command[0]
     wanted = list(inputs)
     code = [path for path in wanted if path.resolve().is_relative_to(sources.ROOT)]
-    data = [file for path in wanted if path not in set(code) for file in files_below(path)]
-    for path in (*code, *data):
-        if not path.is_file():
-            raise UserError(f"{path}: missing: {stage} needs it")
+
+    def read() -> dict[Path, str]:
+        data = [file for path in wanted if path not in set(code) for file in files_below(path)]
+        for path in (*code, *data):
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, f"missing: {stage} needs it", str(path))
+        return hashes(data, f"hash what {stage} reads")
+
     config = json.loads(canonical_json(dict(config)))  # a stage may take its options apart
+    before = _patiently(read)
     commit, dirty = provenance.git_state()
-    digest = _code_digest(code)
-    states = {path: _state(path) for path in data}
-    before = hashes(data, f"hash what {stage} reads")
+    sources_before = _code_digest(code)
+    states = {path: _state(path) for path in before}
     inside = {path: digest for path, digest in before.items() if _name(path, results)}
     _check_undamaged(inside, wanted, results)
     with watching() as placed:
         run()
-    changed = [path for path, state in states.items() if _state(path) != state]
-    if changed or _code_digest(code) != digest:
+    touched = [path for path, state in states.items() if _state(path) != state]
+    after = _patiently(lambda: hashes(touched, f"hash again what {stage} read"))
+    changed = [path for path in touched if after[path] != before[path]]
+    if changed or _code_digest(code) != sources_before:
         what = changed[0] if changed else f"a source of {stage}"
         raise UserError(f"{what}: changed while {stage} ran, which may have read both; run again")
     for path in outputs:
@@ -211,17 +219,19 @@ def recorded(
             raise UserError(f"{path}: lies outside {results}: results are written there")
         if path != record and not path.exists():
             raise UserError(f"{path}: {stage} should have written it")
-    made = _made({*outputs, *placed} - {record}, results)
+    made = _patiently(
+        lambda: hashes(_made({*outputs, *placed} - {record}, results), f"hash what {stage} wrote")
+    )
     written = Record(
         stage=stage,
         command=provenance.command_line(_without_spec(command)),
         config=config,
         commit=commit,
         dirty=dirty,
-        code=digest,
+        code=sources_before,
         versions=provenance.versions(),
         inputs=_named(inside, results),
-        outputs=_named(hashes(made, f"hash what {stage} wrote"), results),
+        outputs=_named(made, results),
         raw={path.as_posix(): digest for path, digest in before.items() if path not in inside},
         temporary=[_name(path, results) for path in made if path.name in temporary],
     )
@@ -316,6 +326,19 @@ def _code_digest(code: Iterable[Path]) -> str:
         name = path.relative_to(sources.ROOT).as_posix()
         digest.update(f"{name}\t{sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _patiently(read: Callable[[], dict[Path, str]]) -> dict[Path, str]:
+    """Return what `read` does; a file that is gone may be about to be replaced by another run."""
+    for seconds in (0.1, 0.3, 1.0):
+        try:
+            return read()
+        except FileNotFoundError:
+            time.sleep(seconds)
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
 
 
 def _state(path: Path) -> tuple[int, ...]:

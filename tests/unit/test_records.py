@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,17 +101,32 @@ def test_what_was_made_from_replaced_files_is_stale(study: Study) -> None:
 
 def test_what_changes_while_a_job_reads_it_makes_no_record(study: Study) -> None:
     store = study.results / "data/d/store.h5"
-    whole = store.read_bytes()
 
-    def restored() -> None:
-        # Another writer's bytes are read; at the end the old ones stand there again.
-        write(store, "another")
+    def replaced(text: str) -> None:
+        store.write_text(text)  # by another process: the job itself did not put it there
         write(study.results / "runs/2/weights", "made of another")
-        write(store, whole.decode())
 
+    job = ("train", ["data/d/store.h5"], ["runs/2/weights"])
+    whole = store.read_text()
     with pytest.raises(UserError, match=r"store\.h5: changed while train ran, .* run again"):
-        study.job("train", ["data/d/store.h5"], ["runs/2/weights"], restored, 2)
+        study.job(*job, lambda: replaced("another"), 2)
     assert not (study.results / FOLDER / "train2.json").exists()
+    # Another run that writes the same bytes changes nothing.
+    write(store, whole)
+    study.job(*job, lambda: replaced(whole), 2)
+    assert study.faults() == []
+
+
+def test_a_folder_that_another_run_replaces_is_waited_for(study: Study) -> None:
+    scans = study.results / "data/d/scans"
+    away = scans.rename(scans.with_name("away"))
+    back = threading.Timer(0.2, lambda: away.rename(scans))
+    back.start()
+    try:
+        study.job("convert", ["data/d/scans"], ["data/d/store.h5"])
+    finally:
+        back.join()
+    assert study.faults() == []
 
 
 def test_a_source_that_changes_while_a_job_runs_makes_no_record(
