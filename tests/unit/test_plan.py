@@ -116,7 +116,7 @@ def test_a_deployment_is_of_all_runs_of_its_experiment_beside_those_of_its_teach
     assert plan.deployed(resolved) == ["monitor"]
     assert plan.deployed(config()) == []
     spec = json.loads(plan.deployment_spec(resolved, "monitor"))
-    runs = [f"runs/h-si100/sessions/monitor/fold{fold}-seed0" for fold in range(5)]
+    runs = [f"runs/h-si100/sessions/monitor/fold{fold}-seed0" for fold in range(3)]
     assert spec["runs"] == runs
     assert spec["teacher_runs"] == [run.replace("monitor", "efficientnet") for run in runs]
     alone = {"deployments": {"monitor": {"experiment": "monitor-alone"}}}

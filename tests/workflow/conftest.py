@@ -121,11 +121,8 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
-    """Give a copy in which the tiny study has run; tests that change it restore it.
-
-    The study runs once, however many workers pytest has; each gets a copy of its own.
-    """
+def undisturbed_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
+    """Give the tiny study as it ran, once for all workers of pytest; no test changes it."""
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent
     run = shared / "tiny-run"
@@ -135,8 +132,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Projec
             project = copy_project(shared / "tiny-run.part")
             project.snakemake("--cores", "2")
             project.folder.rename(run)
+    return Project(run)
+
+
+@pytest.fixture(scope="session")
+def finished(undisturbed_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Give a copy in which the tiny study has run; tests may add to it, and restore the rest."""
     # Snakemake sees no change: times are copied, and its records name paths inside the project.
-    return Project(Path(shutil.copytree(run, own / "finished", symlinks=True)))
+    own = tmp_path_factory.getbasetemp() / "finished"
+    return Project(Path(shutil.copytree(undisturbed_run.folder, own, symlinks=True)))
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def typed(slurm: Cluster) -> Iterator[Callable[..., Run]]:
 
 
 def test_the_study_ends_with_the_bytes_of_a_local_run_whatever_befalls_its_jobs(
-    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, finished: Project
+    slurm: Cluster, typed: Callable[..., Run], tmp_path: Path, undisturbed_run: Project
 ) -> None:
     # At the first attempt `convert` gets less memory than even Snakemake takes, then enough.
     own = {
@@ -176,7 +176,7 @@ def test_the_study_ends_with_the_bytes_of_a_local_run_whatever_befalls_its_jobs(
     assert "gres:gpu:1" in about
     assert shared["memory"] == "16000M"
 
-    assert hashes(project.folder) == hashes(finished.folder)
+    assert hashes(project.folder) == hashes(undisturbed_run.folder)
     again = project.run("snakemake", "--profile", "slurm", "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
     # SLURM's own logs of what failed are kept, beside those of the rules.
