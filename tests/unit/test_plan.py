@@ -119,7 +119,10 @@ def test_a_deployment_is_of_all_runs_of_its_experiment_beside_those_of_its_teach
     runs = [f"runs/h-si100/sessions/monitor/fold{fold}-seed0" for fold in range(3)]
     assert spec["runs"] == runs
     assert spec["teacher_runs"] == [run.replace("monitor", "efficientnet") for run in runs]
-    alone = {"deployments": {"monitor": {"experiment": "monitor-alone"}}}
+    alone = {
+        "comparisons": {"monitors": {"experiments": ["monitor-alone", "efficientnet"]}},
+        "deployments": {"monitor": {"experiment": "monitor-alone"}},
+    }
     spec = json.loads(plan.deployment_spec(config("h-si100-monitor.yaml", alone), "monitor"))
     assert (spec["teacher"], spec["teacher_runs"]) == (None, [])
 
