@@ -158,17 +158,15 @@ def take_over(model: nn.Module, foundation: Foundation, classes: list[str]) -> N
     """
     weights = foundation.run.model.state_dict()
     if foundation.run.classes != classes:
+        why = ""
         if hasattr(model, "fit"):
+            why = "is fitted at once and keeps its classes; start from a run with the same"
+        elif not hasattr(model, "head"):
+            why = "has no head to renew; start from a run with the same classes"
+        if why:
             raise UserError(
                 f"{foundation.folder}: has classes {', '.join(foundation.run.classes)}, not "
-                f"{', '.join(classes)}, and model {foundation.run.meta['model']} is fitted at once "
-                "and keeps its classes; start from a run with the same"
-            )
-        if not hasattr(model, "head"):
-            raise UserError(
-                f"{foundation.folder}: has classes {', '.join(foundation.run.classes)}, not "
-                f"{', '.join(classes)}, and model {foundation.run.meta['model']} has no head to "
-                "renew; start from a run with the same classes"
+                f"{', '.join(classes)}, and model {foundation.run.meta['model']} {why}"
             )
         own = model.state_dict()
         weights |= {name: own[name] for name in own if name.startswith("head.")}

@@ -113,9 +113,9 @@ def trace(path: str | Path) -> Chain:
         for output, name in sorted(makers.items())
         if output == wanted or output.startswith(f"{wanted}/") or wanted == "."
     }
-    if not files and not path.exists():
-        raise UserError(f"{path}: no such file, and no record tells of it: is the name right?")
     if not files:
+        if not path.exists():
+            raise UserError(f"{path}: no such file, and no record tells of it: is the name right?")
         raise UserError(f"{path}: no record tells of it: trace a figure, table or other result")
     used = _followed(results, known, makers, files)
     jobs = {

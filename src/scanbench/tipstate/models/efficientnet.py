@@ -172,6 +172,9 @@ class Model(nn.Module):
             inverse_regularisation=self.options.inverse_regularisation,
             max_iter=300,
         )
+        self._set_head(coefficient_CF, intercept_C)
+
+    def _set_head(self, coefficient_CF: Tensor, intercept_C: Tensor) -> None:
         with torch.no_grad():
             self.head.weight.copy_(coefficient_CF)
             self.head.bias.copy_(intercept_C)

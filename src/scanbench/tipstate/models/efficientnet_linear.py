@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from scanbench.tipstate.models import efficientnet
 from scanbench.tipstate.models._efficientnet import STAGES
@@ -84,6 +83,4 @@ class Model(efficientnet.Model):
             inverse_regularisation=self.options.inverse_regularisation,
             max_iter=300,
         )
-        with torch.no_grad():
-            self.head.weight.copy_(coefficient_CF)
-            self.head.bias.copy_(intercept_C)
+        self._set_head(coefficient_CF, intercept_C)
