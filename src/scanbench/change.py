@@ -1,14 +1,23 @@
-"""How much a model's answer has changed while a scan runs: the tip-change score of the monitor.
+"""How much a model's answer, or the scan itself, has changed while it runs: scores of a tip change.
 
 Shape suffixes: T answers, C classes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 Floats = NDArray[np.float64]
+Heights = NDArray[np.floating[Any]]
+
+#: A standardised value beyond this tells no more, and its tail is no number in float64.
+LARGEST = 8.0
+#: A deviation below this means values that do not vary.
+TINY = 1e-9
 
 
 class Drift:
@@ -40,3 +49,66 @@ def drifts(p_TC: Floats, smoothing: float) -> Floats:
     """Return the score of every answer of a scan, [T]."""
     drift = Drift(smoothing)
     return np.array([drift.push(p_C) for p_C in p_TC])
+
+
+class SelfStarting:
+    """Each value of a series as a standard normal number, by the values before it alone.
+
+    With mean x̄ and deviation s of the n values before, (x − x̄) / (s √(1 + 1/n)) has Student's t
+    distribution with n − 1 degrees of freedom if values are independent and normal; its quantile is
+    carried over to the normal distribution (Hawkins, The Statistician 36, 299 (1987)). Many series
+    go on side by side; constant work for each value.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.mean = np.zeros(())
+        self.squares = np.zeros(())  # of the distances from the mean, summed
+
+    def push(self, x: Floats) -> Floats:
+        """Return the next value of each series, standardised; NaN where it is NaN or the first two.
+
+        A NaN leaves its series as it was.
+        """
+        there, n = np.isfinite(x), self.count
+        x = np.where(there, x, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviation = np.sqrt(self.squares / (n - 1))
+            t = (x - self.mean) / (np.maximum(deviation, TINY) * np.sqrt(1 + 1 / n))
+            # The lower tail keeps its digits where the distribution function is all but 1.
+            size = np.minimum(-special.ndtri(special.stdtr(n - 1, -np.abs(t))), LARGEST)
+        z = np.where(there & (n >= 2), np.sign(t) * size, np.nan)
+        # Welford, Technometrics 4, 419 (1962).
+        off = np.where(there, x - self.mean, 0.0)
+        self.count = n + there
+        self.mean = self.mean + off / np.maximum(self.count, 1)
+        self.squares = self.squares + off * np.where(there, x - self.mean, 0.0)
+        return z
+
+
+class Steps:
+    """How unusual each step from one line of a scan to the next is among the steps before it.
+
+    A Shewhart chart of the logarithm of the step's root-mean-square height, self-starting: of the
+    same value in whatever unit. Many scans go on side by side.
+    """
+
+    def __init__(self) -> None:
+        self.chart = SelfStarting()
+
+    def push(self, before: Heights, line: Heights) -> Floats:
+        """Return the score of the step between two lines.
+
+        Parameters
+        ----------
+        before, line
+            Heights [..., P].
+
+        Returns
+        -------
+        numpy.ndarray
+            In standard deviations, [...]; NaN at a scan's first two steps, and where a line is not
+            finite or the one before it over again.
+        """
+        size = np.sqrt(np.square(line.astype(np.float64) - before).mean(axis=-1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.chart.push(np.where(size > 0, np.log(size), np.nan))

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scanbench.change import Drift
+from scanbench.change import Drift, Steps
 from scanbench.errors import UserError, did_you_mean
 from scanbench.resample import area_weights, resampled_lines
 from scanbench.runs import AnswerTimes, Run, by_whole_scan, looks_ahead
@@ -536,6 +536,9 @@ class Monitor:
         self.next = 0  # the line that is expected
         self.waiting = 0  # lines without a good one before them to stand for them
         self.x_LP: list[FloatArray] = []
+        self.steps = Steps()
+        self.step: float | None = None  # to the newest line, if both were measured
+        self.measured = False  # whether the newest line was
         self.good_P: FloatArray | None = None
         self.kind = ""
         self.answer: Event = {
@@ -614,11 +617,17 @@ class Monitor:
             "line": self.next,
             "lines_seen": len(self.x_LP),
             **self.answer,
+            "step": self.step,
             "fault": kind or None,
         }
 
     def _ask(self, row_P: FloatArray, good: bool) -> None:
         """Feed the model a line, and keep its answer if the line was measured."""
+        self.step = None
+        if good and self.measured:
+            step = float(self.steps.push(self.x_LP[-1], row_P))
+            self.step = round(step, DIGITS) if math.isfinite(step) else None
+        self.measured = good
         self.x_LP.append(row_P)
         meta = self.run.meta
         line_P = normalised(row_P, meta["normalisation"], meta["unit"])

@@ -251,6 +251,12 @@ def test_a_pipe_does_not_hang_ingest(folder, tmp_path):
     assert ("pipe.sxm", "ignored", "hidden, or no file") in summary.inventory
 
 
+def test_what_snakemake_leaves_in_a_folder_changes_nothing(folder, tmp_path):
+    before = ingest({}, folder, None, tmp_path / "out").inventory
+    (folder / ".snakemake_timestamp").touch()
+    assert ingest({}, folder, None, tmp_path / "out").inventory == before
+
+
 def test_an_aborted_run_leaves_what_stood_there_before(folder, tmp_path):
     ingest({}, folder, None, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -23,6 +23,7 @@ from scanbench.streaming import (
     inspected,
     uncertainty,
 )
+from scanbench.tipstate.tip_change import step_scores
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,22 @@ def test_the_change_score_is_the_distance_from_the_average_of_the_answers_before
         assert line["change"] == pytest.approx(0.5 * np.abs(p_C - average_C).sum(), abs=1e-5)
         average_C = (p_C + average_C) / 2
     assert max(line["change"] for line in lines) > 1e-4
+
+
+def test_the_step_score_is_that_of_the_study_and_a_jump_of_the_tip_stands_out(causal):
+    x_LP = heights()
+    x_LP[10:] += 5 * x_LP.std()
+    expected_L = step_scores(x_LP[None])[0]
+    lines = lines_of(events_of(causal, items(x_LP)))
+    assert [line["step"] for line in lines[:3]] == [None] * 3
+    np.testing.assert_allclose([line["step"] for line in lines[3:]], expected_L[3:], atol=1e-5)
+    assert lines[10]["step"] == max(line["step"] for line in lines[3:]) > 3
+    bad_LP = x_LP.copy()
+    bad_LP[5] = np.nan
+    after = [line["step"] for line in lines_of(events_of(causal, items(bad_LP)))]
+    assert after[5] is None
+    assert after[6] is None
+    assert after[7] is not None
 
 
 def test_advice_takes_patience_and_the_first_line_and_is_that_of_the_larger_share():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from small_study import CLASSES, LINES, PIXELS, make, spec
 
-from scanbench import plotting
+from scanbench import change, plotting
 from scanbench.change import drifts
 from scanbench.convert import convert
 from scanbench.errors import UserError
@@ -53,7 +53,7 @@ def test_a_statistic_that_does_not_vary_raises_nothing_until_it_does():
     s_NLK[0, 7:] = 1
     z_L = tip_change.self_standardised(s_NLK)[0, :, 0]
     assert (z_L[2:7] == 0).all()
-    assert z_L[7] == tip_change.LARGEST
+    assert z_L[7] == change.LARGEST
 
 
 def test_cusum_adds_what_is_beyond_the_allowance_to_either_side():
@@ -70,6 +70,40 @@ def test_attention_that_moves_from_one_line_to_another_has_shifted_by_one():
     attention_NYHLL[0, 0, 0, 2, 0] = 1  # the first head stays, the second moves
     attention_NYHLL[0, 0, 1, 2, 2] = 1
     np.testing.assert_allclose(tip_change.attention_shift(attention_NYHLL), [[np.nan, 0, 0.5]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 99), st.floats(1e-12, 1e6), st.integers(4, 29))
+def test_steps_are_the_same_in_every_unit_and_know_no_line_to_come(seed, unit, lines):
+    x_NLP = np.random.default_rng(seed).normal(size=(2, 30, 16)).astype(np.float32)
+    score_NL = tip_change.step_scores(x_NLP)
+    assert np.isnan(score_NL[:, :3]).all()
+    np.testing.assert_allclose(
+        tip_change.step_scores(x_NLP.astype(np.float64) * unit), score_NL, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_array_equal(tip_change.step_scores(x_NLP[:, :lines]), score_NL[:, :lines])
+
+
+def test_a_line_that_came_twice_or_has_no_number_is_no_step_and_counts_for_none_after_it():
+    x_LP = np.random.default_rng(1).normal(size=(30, 16))
+    expected_L = tip_change.step_scores(x_LP[None])[0]
+    twice_LP = np.insert(x_LP, 12, x_LP[11], axis=0)
+    score_L = tip_change.step_scores(twice_LP[None])[0]
+    assert np.isnan(score_L[12])
+    np.testing.assert_allclose(np.delete(score_L, 12), expected_L)
+    x_LP[20, 3] = np.nan
+    score_L = tip_change.step_scores(x_LP[None])[0]
+    assert np.isnan(score_L[20:22]).all()
+    assert np.isfinite(score_L[22:]).all()
+
+
+def test_steps_alike_are_standard_normal_and_a_large_one_stands_out():
+    x_NLP = np.random.default_rng(2).normal(size=(500, 40, 64))
+    x_NLP[:, 30:] += np.repeat([0, 3], 250)[:, None, None]
+    score_NL = tip_change.step_scores(x_NLP)
+    # Neighbouring steps share a line, which thins the tails a little.
+    assert score_NL[:250, 20:].std() == pytest.approx(1, abs=0.1)
+    assert score_NL[250:, 30].min() > np.nanmax(score_NL[:250, 20:])
 
 
 @pytest.mark.parametrize("detector", ["cusum", "window", "pelt"])
@@ -197,7 +231,7 @@ def test_all_detectors_are_judged_on_lines_and_on_labels(study, monkeypatch):
     assert set(detection.loc[~detection["online"], "detector"]) == {
         "window (offline)", "pelt (offline)"
     }  # fmt: skip
-    assert len(scans) == 6
+    assert len(scans) == 7
     assert scans["value"].between(0, 1).all()
     whole = detection.dropna()
     assert (whole["low"] <= whole["high"]).all()

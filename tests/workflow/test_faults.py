@@ -1,17 +1,19 @@
 """Kills, full disks, missing permission, damaged files, two runs at once: nothing is lost or wrong.
 
-The test command injects a sample. `SCANBENCH_LONG=1` injects more of each kind, drawn anew with
-`SCANBENCH_FAULT_SEED`; it prints how many.
+The test command injects a sample into the rules that every study runs. `SCANBENCH_LONG=1` injects
+more of each kind, drawn anew with `SCANBENCH_FAULT_SEED`, into all rules; some of these read the
+real scans in the folder that `SCANBENCH_DATA` names. It prints how many.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import random
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,22 +24,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, TINY, Project, merge
+from conftest import ROOT, Project, copy_project
 
-from scanbench import cli, plan, training  # noqa: F401  (loaded once for all children)
-from scanbench.config import resolve
+from scanbench import cli, training  # noqa: F401  (loaded once for all children)
 from scanbench.errors import UserError
-from scanbench.records import read_records, recorded
+from scanbench.files import sha256_of
+from scanbench.records import read_record, read_records, recorded
 from scanbench.verification import verify
 
 pytestmark = pytest.mark.workflow
 
 LONG = bool(os.environ.get("SCANBENCH_LONG"))
 SEED = int(os.environ.get("SCANBENCH_FAULT_SEED", "1"))
+REAL_SCANS = Path(os.environ.get("SCANBENCH_DATA", "")) / "h-si100"
 INJECTED: dict[str, int] = {}
 
 
@@ -53,46 +57,100 @@ def _told() -> Iterator[None]:
     print(f"\n{total} faults: {', '.join(f'{n} {kind}' for kind, n in INJECTED.items())}")
 
 
-RUN = "runs/simulated/sessions/lrcn-w20/fold0-seed0"
 DATASET, COMPARISON = "results/data/simulated", "results/comparisons/simulated"
 STORE, SPLIT = f"{DATASET}/store.h5", f"{DATASET}/splits/sessions.json"
 
+#: The rules of the smallest study, in the order in which they run.
+BASIC = ("simulate", "ingest", "convert", "split", "train", "predict", "evaluate", "render")
+#: Rules that only scans labelled by several people need.
+PEOPLE = ("fetch", "predict_unlabelled", "combine_unlabelled", "agreement", "realism")
+
+
+def every_rule() -> list[str]:
+    """Return the names of the workflow's rules, without the one that only collects."""
+    files = sorted((ROOT / "workflow/rules").glob("*.smk"))
+    text = "\n".join(path.read_text("utf-8") for path in files)
+    return re.findall(r"^(?:rule|use rule \w+ as) (\w+)", text, re.MULTILINE)
+
+
+RULES = every_rule() if LONG else BASIC
+
 
 @dataclass(frozen=True)
-class Stage:
-    """A rule of the workflow, in the order in which they run.
+class Job:
+    """A job as the workflow plans it.
 
     Attributes
     ----------
-    inputs
-        The paths that it is given.
-    output
-        What it is told to write.
+    command
+        The words after `scanbench` that run its stage and make its record.
+    outputs
+        The files and folders that its rule promises.
     log
-        Of the rule; it appears when the job begins.
+        It appears when the job begins.
     """
 
-    inputs: list[str]
-    output: str
+    command: list[str]
+    outputs: list[str]
     log: str
 
+    @property
+    def stage(self) -> list[str]:
+        """The words that run the stage alone."""
+        return self.command[self.command.index("--") + 1 :]
 
-STAGES = {
-    "simulate": Stage([], f"{DATASET}/source", "simulate/simulated"),
-    "ingest": Stage([f"{DATASET}/source"], f"{DATASET}/scans", "ingest/simulated"),
-    "convert": Stage([f"{DATASET}/scans"], STORE, "convert/simulated"),
-    "split": Stage([STORE], SPLIT, "split/simulated/sessions"),
-    "train": Stage([STORE, SPLIT], f"results/{RUN}/weights.safetensors", f"{RUN}/train"),
-    "predict": Stage(
-        [STORE, SPLIT, f"results/{RUN}/weights.safetensors"],
-        f"results/{RUN}/predictions.parquet",
-        f"{RUN}/predict",
-    ),
-    "evaluate": Stage([STORE, SPLIT], f"{COMPARISON}/scores", "evaluate/simulated"),
-    "render": Stage(
-        [f"{COMPARISON}/scores", f"{DATASET}/scans", STORE, SPLIT], COMPARISON, "render/simulated"
-    ),
-}
+    @property
+    def inputs(self) -> list[str]:
+        """The results that the stage is told to read."""
+        return [word for word in self.stage if word.startswith("results/") and word != self.output]
+
+    @property
+    def output(self) -> str:
+        """What the stage is told to write: a result, or the folder of all."""
+        folders = [
+            word
+            for word in self.stage
+            if all(f"{name}/".startswith(f"{word}/") for name in self.made)
+        ]
+        return [*folders, *(word for word in self.stage if word in self.made)][-1]
+
+    @property
+    def made(self) -> list[str]:
+        """The promised outputs without the record."""
+        return [name for name in self.outputs if name != self.record]
+
+    @property
+    def record(self) -> str:
+        return self.command[self.command.index("--record") + 1]
+
+    def seconds(self, project: Project) -> float:
+        """Return how long it took in a finished project."""
+        timed = self.log.replace("results/logs", "results/benchmarks")
+        table = pd.read_csv((project.folder / timed).with_suffix(".tsv"), sep="\t")
+        return float(table["s"][0])
+
+
+def jobs_of(project: Project) -> dict[str, Job]:
+    """Return one job of each rule of a finished project: a network's, of few scans."""
+    typed = ("snakemake", "--configfile", "config.yaml", "overlay.yaml")
+    said = project.run(*typed, "--dry-run", "--forceall", "--printshellcmds").stdout
+    found: dict[str, list[Job]] = {}
+    for block in re.split(r"\n(?=(?:local)?rule \w+:\n)", said)[1:]:
+        rule = re.match(r"(?:local)?rule (\w+)", block)
+        told = dict(re.findall(r"^    (output|log): (.*)$", block, re.MULTILINE))
+        shell = re.search(r"^Shell command: scanbench (.*) 2>&1 \| tee", block, re.MULTILINE)
+        if rule and shell:
+            plain = re.sub(
+                r"\$\(dirname (\S+?)\)", lambda match: os.path.dirname(match[1]), shell[1]
+            )
+            job = Job(shlex.split(plain), told["output"].split(", "), told["log"])
+            found.setdefault(rule[1], []).append(job)
+    return {
+        rule: min(jobs, key=lambda job: ("causal-full" not in job.log, "real" in job.log, job.log))
+        for rule, jobs in found.items()
+    }
+
+
 #: Files whose bytes tell when they were made, not only of what.
 TIMED = ("history.csv", "main.csv", "costs.csv")
 
@@ -101,46 +159,65 @@ def hashes(folder: Path) -> dict[str, str]:
     """Hash every result that is promised to be the same bytes in every run."""
     names = ("store.h5", "sessions.json", "weights.safetensors", "predictions.parquet", "*.csv")
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in (*names, "*.sxm", "*.svg")
+        str(path.relative_to(folder)): sha256_of(path)
+        for pattern in (*names, "*.sxm", "*.svg", "*.onnx", "unlabelled.parquet", "copies.h5")
         for path in sorted(folder.glob(f"results/**/{pattern}"))
-        if path.name not in TIMED and not any(part.endswith(".part") for part in path.parts)
+        if path.name not in TIMED
+        and not any(part.endswith(".part") for part in path.parts)
+        and "records" not in path.parts  # children run the sources of the tests, not of the copy
     }
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished: Project) -> dict[str, str]:
-    return hashes(finished.folder)
+def undisturbed(undisturbed_run: Project) -> dict[str, str]:
+    return hashes(undisturbed_run.folder)
+
+
+def copy(project: Project, folder: Path) -> Project:
+    """Copy a finished project; Snakemake sees no change."""
+    return Project(Path(shutil.copytree(project.folder, folder, symlinks=True)))
 
 
 @pytest.fixture
-def copied(finished: Project, tmp_path: Path) -> Project:
-    """Give a copy in which the tiny study has run."""
-    return Project(Path(shutil.copytree(finished.folder, tmp_path / "copied", symlinks=True)))
+def copied(undisturbed_run: Project, tmp_path: Path) -> Iterator[Project]:
+    """Give a copy in which the smallest study has run, and nothing that another test planned."""
+    yield copy(undisturbed_run, tmp_path / "copied")
+    shutil.rmtree(tmp_path)
 
 
-def options_of(stage: str) -> list[str]:
-    """Return the options with which the workflow runs a stage."""
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8"))
-    base, tiny = (yaml.safe_load(p.read_text("utf-8")) for p in (ROOT / "config.yaml", TINY))
-    config = resolve(merge(base, tiny), schema)
-    labels = ["--labels", str(plan.label_path(config, "simulated"))] if stage == "ingest" else []
-    run = {"experiment": "lrcn-w20", "fold": 0, "seed": 0}
-    specs = {
-        "simulate": lambda: plan.simulate_spec(config, "simulated"),
-        "ingest": lambda: plan.ingest_spec(config, "simulated"),
-        "convert": lambda: plan.convert_spec(config, "simulated"),
-        "split": lambda: plan.split_spec(config, "sessions"),
-        "train": lambda: plan.train_spec(config, run),
-        "evaluate": lambda: plan.evaluate_spec(config, "simulated"),
-        "render": lambda: plan.render_spec(config, "simulated"),
-    }
-    return [*labels, "--spec", specs[stage]()] if stage in specs else []
+@pytest.fixture(scope="module")
+def study(undisturbed_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Give the study whose jobs are struck: in the long form one in which every rule ran."""
+    folder = tmp_path_factory.mktemp("study") / "study"
+    if not LONG:
+        return copy(undisturbed_run, folder)
+    own = Path(__file__).with_name("every_rule.yaml")
+    config = yaml.safe_load(own.read_text("utf-8"))
+    if REAL_SCANS.is_dir():
+        config["datasets"]["real"]["path"] = str(REAL_SCANS)
+    else:
+        config["targets"] = [name for name in config["targets"] if name not in ("people", "alike")]
+    project = copy_project(folder)
+    project.snakemake("--cores", "2", config=config)
+    return project
 
 
-def command_of(stage: str, output: str | None = None) -> list[str]:
-    """Return the command of a stage; `output` stands for its own."""
-    return [stage, *options_of(stage), *STAGES[stage].inputs, output or STAGES[stage].output]
+@pytest.fixture(scope="module")
+def jobs(study: Project) -> dict[str, Job]:
+    return jobs_of(study)
+
+
+@pytest.fixture(scope="module")
+def made(study: Project) -> dict[str, str]:
+    return hashes(study.folder)
+
+
+@pytest.fixture(params=RULES)
+def job(request: pytest.FixtureRequest, jobs: dict[str, Job]) -> Job:
+    rule: Any = request.param
+    if rule in PEOPLE and not REAL_SCANS.is_dir():
+        pytest.skip("real scans absent: set SCANBENCH_DATA")
+    return jobs[rule]
 
 
 # ------------------------------------------------------------------------------- stages in children
@@ -217,27 +294,32 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def files_of(project: Project, name: str) -> list[Path]:
+    """Return a result, or the files in it."""
+    path = project.folder / name
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
 # Drawing all figures twice more takes a minute.
-@pytest.mark.parametrize("stage", STAGES if LONG else [name for name in STAGES if name != "render"])
-def test_a_stage_killed_at_any_moment_runs_again_to_the_same_bytes(
-    copied: Project, undisturbed: dict[str, str], stage: str
+@pytest.mark.parametrize("job", RULES if LONG else BASIC[:-1], indirect=True)
+def test_a_job_killed_at_any_moment_runs_again_to_the_same_bytes(
+    study: Project, made: dict[str, str], job: Job
 ) -> None:
-    draw = random.Random(f"{SEED} {stage}")
-    output = copied.folder / STAGES[stage].output
-    timed = copied.folder / f"results/benchmarks/{STAGES[stage].log}.tsv"
-    took = pd.read_csv(timed, sep="\t")["s"][0]
-    for _ in range(8 if LONG else 1):
+    draw = random.Random(f"{SEED} {job.log}")
+    for _ in range(4 if LONG else 1):
         share, killed = draw.uniform(0, 0.5), False  # it has nothing to import
         while not killed:
-            if stage != "render":
-                remove(output)
-            killed = Child(copied.folder, command_of(stage)).kill_after(share * took)
+            for name in job.outputs:  # as Snakemake does before a job
+                remove(study.folder / name)
+            killed = Child(study.folder, job.command).kill_after(share * job.seconds(study))
             share /= 2
-        inject("kills of a stage")
-    status, lines = Child(copied.folder, command_of(stage)).wait()
+        inject("kills of a job")
+    status, lines = Child(study.folder, job.command).wait()
     assert status == 0, lines
-    assert hashes(copied.folder) == undisturbed
-    assert [path for path in (copied.folder / "results").rglob("*") if ".part" in path.name] == []
+    assert hashes(study.folder) == made
+    assert [path for path in (study.folder / "results").rglob("*") if ".part" in path.name] == []
+    for name, digest in read_record(study.folder / job.record).outputs.items():
+        assert sha256_of(study.folder / "results" / name) == digest
 
 
 @contextmanager
@@ -259,19 +341,20 @@ def full_disk(folder: Path, free: int) -> Iterator[Callable[[], None]]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
-    finished: Project, stage: str
+    study: Project, job: Job
 ) -> None:
-    full = finished.folder / "full"
+    full = study.folder / "full"
+    name = Path(job.output).name
+    command = [f"full/{name}" if word == job.output else word for word in job.stage]
+    largest = max(path.stat().st_size for made in job.made for path in files_of(study, made))
     full.mkdir()
-    name = Path(STAGES[stage].output).name
     try:
-        # Each stage writes more than a page, the split alone no more than one.
-        for pages in (0, 1, 3) if LONG and stage != "split" else (0,):
+        for pages in (0, 1, 3) if LONG else (0,):
+            if largest <= 4096 * pages:  # it may find room
+                continue
             with full_disk(full, 4096 * pages) as limit:
-                command = command_of(stage, f"full/{name}")
-                said = complaint(*Child(finished.folder, command, limit).wait())
+                said = complaint(*Child(study.folder, command, limit).wait())
                 inject("full disks")
                 assert any(os.strerror(n) in said for n in (errno.ENOSPC, errno.EFBIG)), said
                 assert not (full / name).exists() or not list((full / name).rglob("*.json"))
@@ -295,17 +378,14 @@ def as_an_ordinary_user() -> None:
     os._exit(77)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_without_permission_is_one_clear_line_that_names_the_path(
-    finished: Project, stage: str
-) -> None:
-    shut = finished.folder / "shut"
+def test_without_permission_is_one_clear_line_that_names_the_path(study: Project, job: Job) -> None:
+    shut = study.folder / "shut"
+    own = f"shut/{Path(job.output).name}"
+    command = [own if word == job.output else word for word in job.stage]
     shut.mkdir()
-    unread = [finished.folder / path for path in STAGES[stage].inputs[:1]]
     try:
         shut.chmod(0o555)
-        command = command_of(stage, f"shut/{Path(STAGES[stage].output).name}")
-        status, lines = Child(finished.folder, command, as_an_ordinary_user).wait()
+        status, lines = Child(study.folder, command, as_an_ordinary_user).wait()
         if status == 77:
             pytest.skip("root cannot give up its right to pass over permission bits here")
         assert "shut" in complaint(status, lines)
@@ -313,11 +393,12 @@ def test_without_permission_is_one_clear_line_that_names_the_path(
         assert list(shut.iterdir()) == []
         inject("folders without permission")
         shut.chmod(0o755)
-        for path in unread:
+        for name in job.inputs[:1]:
+            path = study.folder / name
             mode = path.stat().st_mode
             path.chmod(0)
             try:
-                done = Child(finished.folder, command, as_an_ordinary_user).wait()
+                done = Child(study.folder, command, as_an_ordinary_user).wait()
             finally:
                 path.chmod(mode)
             assert path.name in complaint(*done)
@@ -346,43 +427,46 @@ def never() -> None:
     pytest.fail("a job was begun with a damaged file")
 
 
-def test_a_job_is_not_begun_with_a_damaged_file(finished: Project, tmp_path: Path) -> None:
-    results = finished.folder / "results"
+def test_a_job_is_not_begun_with_a_damaged_file(study: Project, tmp_path: Path) -> None:
+    results = study.folder / "results"
     known, _ = read_records(results)
-    readers = {name: record.stage for record in known.values() for name in record.inputs}
     draw = random.Random(SEED)
-    kinds = {Path(name).suffix for name in readers}
+    read: dict[tuple[str, str], list[str]] = {}
+    for record in known.values():
+        for name in record.inputs:
+            if (results / name).stat().st_size:
+                read.setdefault((record.stage, Path(name).suffix), []).append(name)
+    kinds = {suffix for _, suffix in read}
     assert {".sxm", ".csv", ".json", ".npz", ".h5", ".safetensors", ".parquet"} <= kinds
-    for name in sorted(readers):
-        path = results / name
-        content = path.read_bytes()
-        if not content:
-            continue
-        for kind, damage in DAMAGES.items():
-            path.write_bytes(damage(content, draw))
-            try:
-                with pytest.raises(UserError, match="is damaged") as caught:
-                    recorded(
-                        never,
-                        command=[readers[name]],
-                        config={},
-                        inputs=[path.parent if path.suffix == ".sxm" else path],
-                        outputs=[],
-                        results=results,
-                        record=tmp_path / "record.json",
-                    )
-            finally:
-                path.write_bytes(content)
-            said = str(caught.value)
-            assert said.startswith(f"{path}: ")
-            assert "delete" in said
-            assert "run again" in said
-            assert "\n" not in said
-            inject(kind)
+    for (stage, _), names in sorted(read.items()):
+        for name in draw.sample(sorted(names), min(8, len(names))):
+            path = results / name
+            content = path.read_bytes()
+            for kind, damage in DAMAGES.items():
+                path.write_bytes(damage(content, draw))
+                try:
+                    with pytest.raises(UserError, match="is damaged") as caught:
+                        recorded(
+                            never,
+                            command=[stage],
+                            config={},
+                            inputs=[path],
+                            outputs=[],
+                            results=results,
+                            record=tmp_path / "record.json",
+                        )
+                finally:
+                    path.write_bytes(content)
+                said = str(caught.value)
+                assert said.startswith(f"{path}: ")
+                assert "delete" in said
+                assert "run again" in said
+                assert "\n" not in said
+                inject(kind)
 
 
-def test_a_damaged_figure_or_page_that_no_job_reads_is_named(finished: Project) -> None:
-    results = finished.folder / "results"
+def test_a_damaged_figure_or_page_that_no_job_reads_is_named(study: Project) -> None:
+    results = study.folder / "results"
     known, _ = read_records(results)
     read = {name for record in known.values() for name in record.inputs}
     last = [name for record in known.values() for name in record.outputs if name not in read]
@@ -432,20 +516,18 @@ def test_a_damaged_file_stops_the_run_until_it_is_deleted(
 # ---------------------------------------------------------------------------- kills of a whole run
 
 
-def kill_inside(project: Project, rule: str, delay: float) -> bool:
+def kill_inside(project: Project, rule: str, job: Job, delay: float) -> bool:
     """Make a rule's job again and kill everything `delay` seconds after it began.
 
     SIGKILL leaves no process the time to tidy up. Returns whether there was still one to kill; if
     not, the job was done.
     """
-    # What the rule promises: of the folder that `render` is given, the files.
-    forced = f"{COMPARISON}/summary.html" if rule == "render" else STAGES[rule].output
-    log = project.folder / "results/logs" / f"{STAGES[rule].log}.log"
+    log = project.folder / job.log
     log.unlink(missing_ok=True)
     run = subprocess.Popen(
         [
             *("snakemake", "--configfile", "config.yaml", "overlay.yaml", "--until", rule),
-            *("--cores", "2", "--rerun-incomplete", "--nolock", "--forcerun", forced),
+            *("--cores", "2", "--rerun-incomplete", "--nolock", "--forcerun", job.record),
         ],
         cwd=project.folder,
         env=project.environment,
@@ -469,11 +551,11 @@ def test_a_run_killed_inside_its_rules_ends_with_the_bytes_of_an_undisturbed_one
     copied: Project, undisturbed: dict[str, str], number: int
 ) -> None:
     draw = random.Random(SEED + number)
+    jobs = jobs_of(copied)
     # Made anew from the start on: Snakemake does not miss what only finished results rest on.
-    for rule in STAGES if LONG else ("ingest", "train"):
-        timed = copied.folder / f"results/benchmarks/{STAGES[rule].log}.tsv"
-        delay = draw.uniform(0.1, 0.9) * pd.read_csv(timed, sep="\t")["s"][0]
-        while not kill_inside(copied, rule, delay):
+    for rule in BASIC if LONG else ("ingest", "train"):
+        delay = draw.uniform(0.1, 0.9) * jobs[rule].seconds(copied)
+        while not kill_inside(copied, rule, jobs[rule], delay):
             delay /= 2  # the machine was busier when the undisturbed run was timed
         inject("kills of a run")
     copied.snakemake("--cores", "2", "--rerun-incomplete", "--nolock")
@@ -499,7 +581,6 @@ def started(project: Project, *arguments: str) -> subprocess.Popen[str]:
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
     copied: Project, undisturbed: dict[str, str]
 ) -> None:
-    copied.snakemake("--dry-run")  # writes the overlay
     # A job that waits: the first run holds the folder until the second was refused.
     first = started(copied, "--forcerun", STORE, "--until", "convert")
     locks = copied.folder / ".snakemake/locks"
@@ -519,7 +600,6 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(
 def test_two_runs_that_pass_over_the_lock_leave_what_one_would_have(
     copied: Project, undisturbed: dict[str, str]
 ) -> None:
-    copied.snakemake("--dry-run")
     rules = ("simulate", "ingest", "convert", "split", *(("train", "predict") if LONG else ()))
     again = ["--nolock", "--until", rules[-1], "--forcerun", *rules]
     both = [started(copied, *again) for _ in range(2)]

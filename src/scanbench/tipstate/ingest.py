@@ -42,6 +42,9 @@ from scanbench.tipstate.readers import (
 #: Time stamp that Omicron MATRIX gives to every file of a session, e.g. `2015Feb11-102853`.
 SESSION = re.compile(r"\d{4}[A-Z][a-z]{2}\d{2}-\d{6}")
 
+#: What Snakemake leaves in each folder that a rule makes: the user's it is not.
+SNAKEMAKE_MARK = ".snakemake_timestamp"
+
 #: Files whose scans share shards, and that one process reads in one go.
 FILES_PER_BATCH = 64
 
@@ -273,6 +276,8 @@ def _walk(
         for name in names:
             path = Path(folder) / name
             file = path.relative_to(root).as_posix()
+            if name == SNAKEMAKE_MARK:
+                continue
             if name.startswith(".") or not path.is_file():
                 ignored[file] = "hidden, or no file"
             elif suffix_of(path) == ".mtrx":

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scanbench import plotting
+from scanbench.change import LARGEST
 from scanbench.errors import UserError
 from scanbench.files import replacing
 from scanbench.policy import monitor_spec, split_limit
@@ -175,6 +176,11 @@ def shown(event: Event, info: ScanInfo, classes: Iterable[str], said: Iterable[s
         bar = "" if value is None else "█" * round(30 * value)
         number = "–" if value is None else f"{value:.2f}"
         table.add_row(name, Text(f"{bar:<30}", style="dim"), number)
+    step = event["step"]
+    bar = "" if step is None else "█" * round(30 * max(0.0, step) / LARGEST)
+    table.add_row(
+        "step", Text(f"{bar:<30}", style="dim"), "–" if step is None else f"{step:+.1f} σ"
+    )
     advice = Text(event["advice"].upper(), style=STYLES[event["advice"]])
     return Group(title, table, advice, *(Text(message, style="red") for message in said))
 

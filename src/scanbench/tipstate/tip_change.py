@@ -17,19 +17,15 @@ import numpy as np
 import ruptures
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
+from scanbench.change import TINY, SelfStarting, Steps
 from scanbench.tipstate.models.features import line_statistics, step_statistics
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: A standardised statistic beyond this tells no more, and its tail is no number in float64.
-LARGEST = 8.0
-#: A deviation below this means a statistic that does not vary.
-TINY = 1e-9
 #: Lines that must lie on either side of an offline change.
 FEWEST = 3
 #: Thresholds that are tried lie at so many quantiles of the scores.
@@ -56,29 +52,22 @@ def statistics_of(x_NLP: NDArray[np.float32], *, lags: int, bands: int, max_shif
 def self_standardised(s_NLK: Floats) -> Floats:
     """Return each statistic as a standard normal number, by the scan's own earlier lines alone.
 
-    With mean x̄ and deviation s of the n lines before, (x − x̄) / (s √(1 + 1/n)) has Student's t
-    distribution with n − 1 degrees of freedom if lines are independent and normal; its quantile is
-    carried over to the normal distribution (Hawkins, The Statistician 36, 299 (1987)). NaN at the
-    first two lines.
+    See `change.SelfStarting`. NaN at the first two lines.
     """
-    count_L11 = np.arange(s_NLK.shape[1])[:, None]
-    # Of the lines before each: sums shifted by one. Centred first, for the squares' sake.
-    centred_NLK = s_NLK - s_NLK[:, :1]
-    before = [np.cumsum(a, axis=1) - a for a in (centred_NLK, centred_NLK**2)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_NLK = before[0] / count_L11
-        square_NLK = before[1] - count_L11 * mean_NLK**2
-        deviation_NLK = np.sqrt(np.maximum(square_NLK, 0) / (count_L11 - 1))
-        t_NLK = (centred_NLK - mean_NLK) / (
-            np.maximum(deviation_NLK, TINY) * np.sqrt(1 + 1 / count_L11)
-        )
-    z_NLK = np.full(s_NLK.shape, np.nan)
-    late = slice(2, None)
-    degrees = count_L11[late] - 1
-    # The smaller tail keeps its digits where the distribution function is all but 1.
-    size = stats.norm.isf(stats.t.sf(np.abs(t_NLK[:, late]), degrees))
-    z_NLK[:, late] = np.sign(t_NLK[:, late]) * np.minimum(size, LARGEST)
-    return z_NLK
+    chart = SelfStarting()
+    return np.stack([chart.push(s_NLK[:, line]) for line in range(s_NLK.shape[1])], axis=1)
+
+
+def step_scores(x_NLP: NDArray[np.float32]) -> Floats:
+    """Return how unusual the step to each line is among the scan's earlier ones, [N, L].
+
+    See `change.Steps`, which the monitor has too. NaN at the first three lines.
+    """
+    chart = Steps()
+    score_NL = np.full(x_NLP.shape[:2], np.nan)
+    for line in range(1, x_NLP.shape[1]):
+        score_NL[:, line] = chart.push(x_NLP[:, line - 1], x_NLP[:, line])
+    return score_NL
 
 
 def cusum(z_NLK: Floats, allowance: float) -> Floats:

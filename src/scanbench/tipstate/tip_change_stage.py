@@ -1,8 +1,8 @@
 """The stages that look for tip changes line by line: scores of a run, then all detectors judged.
 
 A run's scores are written for the scans of its test part and, where changes are known, of its
-validation part, on which thresholds are chosen. Detectors that no run is needed for (`cusum`,
-`window`, `pelt`) are scored where all are judged.
+validation part, on which thresholds are chosen. Detectors that no run is needed for (`PLAIN`)
+are scored where all are judged.
 
 Shape suffixes: N scans, L lines, S seeds, K groups, B resamples.
 """
@@ -43,7 +43,7 @@ LEARNED = {
     "attention": "attention shift",
 }
 #: Detectors that need no run, and whether they answer while the scan runs.
-PLAIN = {"cusum": True, "window": False, "pelt": False}
+PLAIN = {"line step": True, "cusum": True, "window": False, "pelt": False}
 #: Scans that go through a model at once: their attention must fit into memory.
 BATCH = 32
 #: Penalties that PELT is tried with: from one above which next to nothing is found.
@@ -150,7 +150,10 @@ def _plain(x_NLP: Any, n_lines_N: Any, spec: Mapping[str, Any]) -> dict[str, Flo
     z_NLK = tip_change.self_standardised(s_NLK)
     # Statistics of few lines have wild deviations: the sums begin where alarms do.
     z_NLK[:, : spec["first_line"] - 1] = np.nan
-    scores = {"cusum": tip_change.cusum(z_NLK, spec["allowance"])}
+    scores = {
+        "line step": tip_change.step_scores(x_NLP),
+        "cusum": tip_change.cusum(z_NLK, spec["allowance"]),
+    }
     for name, score in (
         ("window", lambda s_LK: tip_change.window_scores(s_LK, spec["window"])),
         ("pelt", lambda s_LK: tip_change.pelt_scores(s_LK, PENALTIES)),
@@ -278,7 +281,7 @@ def _detectors(
     plain_scores = {name: np.full(shape, np.nan) for name in PLAIN}
     # Heights of whatever unit: `none` brings them to numbers of order one.
     needed = np.unique(np.concatenate([f["scan"].unique() for f in frames.values()]))
-    for begin in tqdm(range(0, len(needed), BATCH), desc="cusum, window, pelt", unit="batch"):
+    for begin in tqdm(range(0, len(needed), BATCH), desc=", ".join(PLAIN), unit="batch"):
         own = needed[begin : begin + BATCH]
         for name, score_NL in _plain(data.read(own, "none"), data.n_lines[own], spec).items():
             measured = np.arange(data.lines) < data.n_lines[own][:, None]
