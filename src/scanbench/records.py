@@ -280,10 +280,10 @@ def _check_undamaged(digests: Mapping[Path, str], wanted: Sequence[Path], result
 def _records_about(names: Collection[str], results: Path) -> Iterator[tuple[str, Path]]:
     """Give the records that may tell of these files, without opening thousands of others.
 
-    A record lies where the files of its job do, or is named by parts of their paths.
+    A record lies where the files of its job do or above them, or is named by parts of their paths.
     """
     paths = [PurePosixPath(name) for name in names]
-    folders = {path.parent for path in paths}
+    folders = {folder for path in paths for folder in path.parents}
     words = {word for path in (*paths, *folders) for word in (*path.parts, path.stem)}
     for name, file in record_files(results):
         below = PurePosixPath(name).relative_to(FOLDER)

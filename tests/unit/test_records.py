@@ -129,6 +129,45 @@ def test_a_folder_that_another_run_replaces_is_waited_for(study: Study) -> None:
     assert study.faults() == []
 
 
+#: Where rules of the workflow put a record, and one of the files that it is of.
+PLACES = [
+    ("simulate/simulated", "data/simulated/source/session-000/scan-0000.sxm"),
+    ("copies/simulated/copies", "data/simulated/copies/copies.h5"),
+    ("split/simulated/sessions", "data/simulated/splits/sessions.json"),
+    ("runs/simulated/sessions/cnn/fold0-seed0/train", "runs/simulated/sessions/cnn/fold0-seed0/w"),
+    ("runs/simulated/sessions/cnn/fold0-seed0/export-fp32",
+     "runs/simulated/sessions/cnn/fold0-seed0/onnx/fp32.onnx"),
+    ("tuning/simulated/sessions/cnn/fold0/choose",
+     "tuning/simulated/sessions/cnn/fold0/chosen.json"),
+    ("evaluate/simulated", "comparisons/simulated/scores/metrics.csv"),
+    ("attribute/explained/cnn/fold0-seed0",
+     "explanations/explained/attributions/cnn/fold0-seed0/attributions.parquet"),
+    ("tip-changes/found/cnn/fold0-seed0", "tip-changes/found/scores/cnn/fold0-seed0.parquet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "name"), PLACES)
+def test_no_job_begins_on_a_damaged_file_wherever_its_record_lies(
+    study: Study, record: str, name: str
+) -> None:
+    def job(stage: str, reads: list[str], writes: str) -> None:
+        recorded(
+            lambda: write(study.results / writes, writes),
+            command=[stage],
+            config={},
+            inputs=[study.results / read for read in reads],
+            outputs=[study.results / writes],
+            results=study.results,
+            record=study.results / FOLDER / f"{record if stage == 'make' else stage}.json",
+        )
+
+    job("make", [], name)
+    job("use", [name], "used/first")
+    write(study.results / name, "damaged")
+    with pytest.raises(UserError, match="is damaged: its SHA-256"):
+        job("use", [name], "used/second")
+
+
 def test_a_source_that_changes_while_a_job_runs_makes_no_record(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

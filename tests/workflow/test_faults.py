@@ -316,10 +316,14 @@ def test_a_job_killed_at_any_moment_runs_again_to_the_same_bytes(
         inject("kills of a job")
     status, lines = Child(study.folder, job.command).wait()
     assert status == 0, lines
+    results = study.folder / "results"
+    assert [path for path in results.rglob("*") if ".part" in path.name] == []
+    record = read_record(study.folder / job.record)
+    for name, digest in record.outputs.items():
+        assert sha256_of(results / name) == digest
+    for name in record.temporary:  # as the workflow does once they are read
+        remove(results / name)
     assert hashes(study.folder) == made
-    assert [path for path in (study.folder / "results").rglob("*") if ".part" in path.name] == []
-    for name, digest in read_record(study.folder / job.record).outputs.items():
-        assert sha256_of(study.folder / "results" / name) == digest
 
 
 @contextmanager
@@ -473,13 +477,14 @@ def test_a_damaged_figure_or_page_that_no_job_reads_is_named(study: Project) -> 
     assert {".svg", ".pdf", ".png", ".html", ".tex", ".md"} <= {Path(name).suffix for name in last}
     draw = random.Random(SEED)
     whole = {results / name: (results / name).read_bytes() for name in last}
+    before = {fault.path for fault in verify(results).faults}  # of jobs that other tests ran again
     try:
         for path, content in whole.items():
             if content:
                 path.write_bytes(one_byte(content, draw))
                 inject("changed bytes of last results")
-        named = {fault.path for fault in verify(results).faults}
-        assert named == {name for name in last if whole[results / name]}
+        named = {fault.path for fault in verify(results).faults} - before
+        assert named == {name for name in last if whole[results / name]} - before
     finally:
         for path, content in whole.items():
             path.write_bytes(content)
