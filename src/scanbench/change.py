@@ -14,8 +14,9 @@ from scipy import special
 Floats = NDArray[np.float64]
 Heights = NDArray[np.floating[Any]]
 
-#: A standardised value beyond this tells no more, and its tail is no number in float64.
-LARGEST = 8.0
+#: Standardised values are cut off here: with few values before, or values that did not vary, larger
+#: ones tell of those alone.
+LARGEST_Z = 8.0
 #: A deviation below this means values that do not vary.
 TINY = 1e-9
 
@@ -54,10 +55,11 @@ def drifts(p_TC: Floats, smoothing: float) -> Floats:
 class SelfStarting:
     """Each value of a series as a standard normal number, by the values before it alone.
 
-    With mean x̄ and deviation s of the n values before, (x − x̄) / (s √(1 + 1/n)) has Student's t
-    distribution with n − 1 degrees of freedom if values are independent and normal; its quantile is
-    carried over to the normal distribution (Hawkins, The Statistician 36, 299 (1987)). Many series
-    go on side by side; constant work for each value.
+    The Q statistic of Quesenberry, J. Qual. Technol. 23, 213 (1991); also Hawkins, The Statistician
+    36, 299 (1987): with mean x̄ and deviation s of the n values before, (x − x̄) / (s √(1 + 1/n)) has
+    Student's t distribution with n − 1 degrees of freedom if values are independent and normal; its
+    quantile is carried over to the normal distribution. Many series go on side by side; constant
+    work for each value.
     """
 
     def __init__(self) -> None:
@@ -75,8 +77,8 @@ class SelfStarting:
             deviation = np.sqrt(self.squares / (n - 1))
             t = (x - self.mean) / (np.maximum(deviation, TINY) * np.sqrt(1 + 1 / n))
             # The lower tail keeps its digits where the distribution function is all but 1.
-            size = np.minimum(-special.ndtri(special.stdtr(n - 1, -np.abs(t))), LARGEST)
-        z = np.where(there & (n >= 2), np.sign(t) * size, np.nan)
+            size = np.minimum(-special.ndtri(special.stdtr(n - 1, -np.abs(t))), LARGEST_Z)
+        z = np.where(there & (n >= 2), np.sign(t) * size, np.nan) + 0.0  # no −0
         # Welford, Technometrics 4, 419 (1962).
         off = np.where(there, x - self.mean, 0.0)
         self.count = n + there
@@ -88,8 +90,9 @@ class SelfStarting:
 class Steps:
     """How unusual each step from one line of a scan to the next is among the steps before it.
 
-    A Shewhart chart of the logarithm of the step's root-mean-square height, self-starting: of the
-    same value in whatever unit. Many scans go on side by side.
+    The Q statistic (`SelfStarting`) of the logarithm of the step's root-mean-square height: the
+    same in whatever unit. Neighbouring steps share a line, so they are not independent, and no rate
+    of false alarms follows from the normal distribution. Many scans go on side by side.
     """
 
     def __init__(self) -> None:
@@ -101,7 +104,7 @@ class Steps:
         Parameters
         ----------
         before, line
-            Heights [..., P].
+            Heights [..., P]; `before` is the last line that was measured.
 
         Returns
         -------
@@ -109,6 +112,6 @@ class Steps:
             In standard deviations, [...]; NaN at a scan's first two steps, and where a line is not
             finite or the one before it over again.
         """
-        size = np.sqrt(np.square(line.astype(np.float64) - before).mean(axis=-1))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            size = np.sqrt(np.square(line.astype(np.float64) - before).mean(axis=-1))
             return self.chart.push(np.where(size > 0, np.log(size), np.nan))

@@ -537,8 +537,7 @@ class Monitor:
         self.waiting = 0  # lines without a good one before them to stand for them
         self.x_LP: list[FloatArray] = []
         self.steps = Steps()
-        self.step: float | None = None  # to the newest line, if both were measured
-        self.measured = False  # whether the newest line was
+        self.step: float | None = None  # to the newest line, if it was measured
         self.good_P: FloatArray | None = None
         self.kind = ""
         self.answer: Event = {
@@ -602,6 +601,10 @@ class Monitor:
         """Yield the event of the next line; None is a line without a measurement."""
         self.next += 1
         good = x_P is not None
+        self.step = None
+        if x_P is not None and self.good_P is not None:
+            step = float(self.steps.push(self.good_P, x_P))
+            self.step = round(step, DIGITS) if math.isfinite(step) else None
         if x_P is None:
             x_P = self.good_P
         if x_P is None:
@@ -623,11 +626,6 @@ class Monitor:
 
     def _ask(self, row_P: FloatArray, good: bool) -> None:
         """Feed the model a line, and keep its answer if the line was measured."""
-        self.step = None
-        if good and self.measured:
-            step = float(self.steps.push(self.x_LP[-1], row_P))
-            self.step = round(step, DIGITS) if math.isfinite(step) else None
-        self.measured = good
         self.x_LP.append(row_P)
         meta = self.run.meta
         line_P = normalised(row_P, meta["normalisation"], meta["unit"])

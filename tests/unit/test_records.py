@@ -129,12 +129,13 @@ def test_a_folder_that_another_run_replaces_is_waited_for(study: Study) -> None:
     assert study.faults() == []
 
 
-#: Where rules of the workflow put a record, and one of the files that it is of.
+#: Records and a file that they tell of: beside it, above it, named by parts of its path.
 PLACES = [
     ("simulate/simulated", "data/simulated/source/session-000/scan-0000.sxm"),
     ("copies/simulated/copies", "data/simulated/copies/copies.h5"),
     ("split/simulated/sessions", "data/simulated/splits/sessions.json"),
-    ("runs/simulated/sessions/cnn/fold0-seed0/train", "runs/simulated/sessions/cnn/fold0-seed0/w"),
+    ("runs/simulated/sessions/cnn/fold0-seed0/train",
+     "runs/simulated/sessions/cnn/fold0-seed0/weights.safetensors"),
     ("runs/simulated/sessions/cnn/fold0-seed0/export-fp32",
      "runs/simulated/sessions/cnn/fold0-seed0/onnx/fp32.onnx"),
     ("tuning/simulated/sessions/cnn/fold0/choose",

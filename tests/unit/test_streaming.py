@@ -209,20 +209,29 @@ def test_the_change_score_is_the_distance_from_the_average_of_the_answers_before
     assert max(line["change"] for line in lines) > 1e-4
 
 
-def test_the_step_score_is_that_of_the_study_and_a_jump_of_the_tip_stands_out(causal):
-    x_LP = heights()
-    x_LP[10:] += 5 * x_LP.std()
+@pytest.mark.parametrize("measured", [10, 16, 32, 40])
+def test_the_step_score_is_of_the_lines_as_measured_at_every_size(causal, measured):
+    x_LP = heights(measured)
+    jump = measured - 3
+    x_LP[jump:] += 50 * x_LP.std()
+    steps = [line["step"] for line in lines_of(events_of(causal, items(x_LP)))]
+    assert steps[:3] == [None] * 3
     expected_L = step_scores(x_LP[None])[0]
-    lines = lines_of(events_of(causal, items(x_LP)))
-    assert [line["step"] for line in lines[:3]] == [None] * 3
-    np.testing.assert_allclose([line["step"] for line in lines[3:]], expected_L[3:], atol=1e-5)
-    assert lines[10]["step"] == max(line["step"] for line in lines[3:]) > 3
-    bad_LP = x_LP.copy()
-    bad_LP[5] = np.nan
-    after = [line["step"] for line in lines_of(events_of(causal, items(bad_LP)))]
-    assert after[5] is None
-    assert after[6] is None
-    assert after[7] is not None
+    np.testing.assert_allclose(steps[3:], expected_L[3:], atol=1e-5)
+    assert np.nanargmax(expected_L) == jump
+
+
+def test_a_line_that_was_not_measured_has_no_step_and_the_next_has_that_from_the_last_good_one(
+    causal,
+):
+    x_LP = heights()
+    filled_LP, bad_LP = x_LP.copy(), x_LP.copy()
+    filled_LP[7] = filled_LP[8] = x_LP[6]
+    bad_LP[7:9] = np.nan
+    expected_L = step_scores(filled_LP[None])[0]  # as the store has lost lines
+    assert np.isnan(expected_L[7:9]).all()
+    expected = [None if np.isnan(step) else pytest.approx(step, abs=1e-5) for step in expected_L]
+    assert [line["step"] for line in lines_of(events_of(causal, items(bad_LP)))] == expected
 
 
 def test_advice_takes_patience_and_the_first_line_and_is_that_of_the_larger_share():

@@ -53,7 +53,7 @@ def test_a_statistic_that_does_not_vary_raises_nothing_until_it_does():
     s_NLK[0, 7:] = 1
     z_L = tip_change.self_standardised(s_NLK)[0, :, 0]
     assert (z_L[2:7] == 0).all()
-    assert z_L[7] == change.LARGEST
+    assert z_L[7] == change.LARGEST_Z
 
 
 def test_cusum_adds_what_is_beyond_the_allowance_to_either_side():
@@ -106,12 +106,14 @@ def test_steps_alike_are_standard_normal_and_a_large_one_stands_out():
     assert score_NL[250:, 30].min() > np.nanmax(score_NL[:250, 20:])
 
 
-@pytest.mark.parametrize("detector", ["cusum", "window", "pelt"])
+@pytest.mark.parametrize("detector", ["step chart", "cusum", "window", "pelt"])
 def test_a_clear_change_is_where_the_score_rises(detector):
     rng = np.random.default_rng(3)
     s_LK = rng.normal(size=(60, 4))
     s_LK[35:] += 6
-    if detector == "cusum":
+    if detector == "step chart":
+        assert np.nanargmax(tip_change.step_scores(s_LK[None])[0, 10:]) + 10 == 35
+    elif detector == "cusum":
         score_L = tip_change.cusum(tip_change.self_standardised(s_LK[None]), 0.5)[0]
         assert np.flatnonzero(score_L[10:] > 10)[0] + 10 in (35, 36)
     elif detector == "window":

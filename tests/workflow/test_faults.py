@@ -1,8 +1,8 @@
 """Kills, full disks, missing permission, damaged files, two runs at once: nothing is lost or wrong.
 
 The test command injects a sample into the rules that every study runs. `SCANBENCH_LONG=1` injects
-more of each kind, drawn anew with `SCANBENCH_FAULT_SEED`, into all rules; some of these read the
-real scans in the folder that `SCANBENCH_DATA` names. It prints how many.
+more of each kind, drawn anew with `SCANBENCH_FAULT_SEED`, into all rules; those of scans that
+people labelled need real ones, in the folder that `SCANBENCH_DATA` names. It prints how many.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ pytestmark = pytest.mark.workflow
 
 LONG = bool(os.environ.get("SCANBENCH_LONG"))
 SEED = int(os.environ.get("SCANBENCH_FAULT_SEED", "1"))
-REAL_SCANS = Path(os.environ.get("SCANBENCH_DATA", "")) / "h-si100"
+DATA = Path(os.environ.get("SCANBENCH_DATA") or ROOT.parent / "shared" / "data").resolve()
+REAL_SCANS = DATA / "h-si100"
 INJECTED: dict[str, int] = {}
 
 
@@ -295,9 +297,34 @@ def remove(path: Path) -> None:
 
 
 def files_of(project: Project, name: str) -> list[Path]:
-    """Return a result, or the files in it."""
+    """Return a result, or the files in it; none where the workflow has removed it."""
     path = project.folder / name
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
+
+
+@contextmanager
+def put_back(project: Project, names: list[str]) -> Iterator[None]:
+    """Put results back as they were, whatever became of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = {name: Path(folder, str(number)) for number, name in enumerate(names)}
+        for name, own in kept.items():
+            if (project.folder / name).exists():
+                transfer(project.folder / name, own)
+        try:
+            yield
+        finally:
+            for name, own in kept.items():
+                remove(project.folder / name)
+                if own.exists():
+                    transfer(own, project.folder / name)
+
+
+def transfer(path: Path, own: Path) -> None:
+    """Copy a file or folder with its times."""
+    if path.is_dir():
+        shutil.copytree(path, own)
+    else:
+        shutil.copy2(path, own)
 
 
 # Drawing all figures twice more takes a minute.
@@ -306,24 +333,25 @@ def test_a_job_killed_at_any_moment_runs_again_to_the_same_bytes(
     study: Project, made: dict[str, str], job: Job
 ) -> None:
     draw = random.Random(f"{SEED} {job.log}")
-    for _ in range(4 if LONG else 1):
-        share, killed = draw.uniform(0, 0.5), False  # it has nothing to import
-        while not killed:
-            for name in job.outputs:  # as Snakemake does before a job
-                remove(study.folder / name)
-            killed = Child(study.folder, job.command).kill_after(share * job.seconds(study))
-            share /= 2
-        inject("kills of a job")
-    status, lines = Child(study.folder, job.command).wait()
-    assert status == 0, lines
     results = study.folder / "results"
-    assert [path for path in results.rglob("*") if ".part" in path.name] == []
-    record = read_record(study.folder / job.record)
-    for name, digest in record.outputs.items():
-        assert sha256_of(results / name) == digest
-    for name in record.temporary:  # as the workflow does once they are read
-        remove(results / name)
-    assert hashes(study.folder) == made
+    with put_back(study, job.outputs):
+        for _ in range(4 if LONG else 1):
+            share, killed = draw.uniform(0, 0.5), False  # it has nothing to import
+            while not killed:
+                for name in job.outputs:  # as Snakemake does before a job
+                    remove(study.folder / name)
+                killed = Child(study.folder, job.command).kill_after(share * job.seconds(study))
+                share /= 2
+            inject("kills of a job")
+        status, lines = Child(study.folder, job.command).wait()
+        assert status == 0, lines
+        assert [path for path in results.rglob("*") if ".part" in path.name] == []
+        record = read_record(study.folder / job.record)
+        for name, digest in record.outputs.items():
+            assert sha256_of(results / name) == digest
+        for name in record.temporary:  # as the workflow does once they are read
+            remove(results / name)
+        assert hashes(study.folder) == made
 
 
 @contextmanager
@@ -361,7 +389,8 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
                 said = complaint(*Child(study.folder, command, limit).wait())
                 inject("full disks")
                 assert any(os.strerror(n) in said for n in (errno.ENOSPC, errno.EFBIG)), said
-                assert not (full / name).exists() or not list((full / name).rglob("*.json"))
+                assert not (full / name).is_file()
+                assert not list((full / name).rglob("*.json"))  # the last file of a folder
                 assert [path for path in full.rglob("*") if ".part" in path.name] == []
     finally:
         shutil.rmtree(full)
@@ -477,14 +506,13 @@ def test_a_damaged_figure_or_page_that_no_job_reads_is_named(study: Project) -> 
     assert {".svg", ".pdf", ".png", ".html", ".tex", ".md"} <= {Path(name).suffix for name in last}
     draw = random.Random(SEED)
     whole = {results / name: (results / name).read_bytes() for name in last}
-    before = {fault.path for fault in verify(results).faults}  # of jobs that other tests ran again
     try:
         for path, content in whole.items():
             if content:
                 path.write_bytes(one_byte(content, draw))
                 inject("changed bytes of last results")
-        named = {fault.path for fault in verify(results).faults} - before
-        assert named == {name for name in last if whole[results / name]} - before
+        named = {fault.path for fault in verify(results).faults}
+        assert named == {name for name in last if whole[results / name]}
     finally:
         for path, content in whole.items():
             path.write_bytes(content)

@@ -42,7 +42,7 @@ from scanbench.tipstate.readers import (
 #: Time stamp that Omicron MATRIX gives to every file of a session, e.g. `2015Feb11-102853`.
 SESSION = re.compile(r"\d{4}[A-Z][a-z]{2}\d{2}-\d{6}")
 
-#: What Snakemake leaves in each folder that a rule makes: the user's it is not.
+#: A file that Snakemake leaves in each folder that a rule makes; not a file of the user's.
 SNAKEMAKE_MARK = ".snakemake_timestamp"
 
 #: Files whose scans share shards, and that one process reads in one go.

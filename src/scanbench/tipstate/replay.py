@@ -49,7 +49,6 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
             "p": {"type": ["object", "null"], "additionalProperties": _SHARE},
             "uncertainty": {**_SHARE, "type": ["number", "null"]},
             "change": {**_SHARE, "type": ["number", "null"]},
-            "step": {"type": ["number", "null"]},
             "advice": {"enum": ["go on", "stop", "recondition"]},
             "fault": {"type": ["string", "null"]},
             "attention": {"type": "array", "items": {"type": "number", "minimum": 0}},

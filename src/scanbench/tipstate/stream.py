@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scanbench import plotting
-from scanbench.change import LARGEST
+from scanbench.change import LARGEST_Z
 from scanbench.errors import UserError
 from scanbench.files import replacing
 from scanbench.policy import monitor_spec, split_limit
@@ -177,7 +177,7 @@ def shown(event: Event, info: ScanInfo, classes: Iterable[str], said: Iterable[s
         number = "–" if value is None else f"{value:.2f}"
         table.add_row(name, Text(f"{bar:<30}", style="dim"), number)
     step = event["step"]
-    bar = "" if step is None else "█" * round(30 * max(0.0, step) / LARGEST)
+    bar = "" if step is None else "█" * round(30 * max(0.0, step) / LARGEST_Z)
     table.add_row(
         "step", Text(f"{bar:<30}", style="dim"), "–" if step is None else f"{step:+.1f} σ"
     )

@@ -61,7 +61,8 @@ def self_standardised(s_NLK: Floats) -> Floats:
 def step_scores(x_NLP: NDArray[np.float32]) -> Floats:
     """Return how unusual the step to each line is among the scan's earlier ones, [N, L].
 
-    See `change.Steps`, which the monitor has too. NaN at the first three lines.
+    See `change.Steps`, which the monitor has too, of the lines as they are measured. NaN at the
+    first three lines, and at those that repeat the one before, as a lost one does in the store.
     """
     chart = Steps()
     score_NL = np.full(x_NLP.shape[:2], np.nan)

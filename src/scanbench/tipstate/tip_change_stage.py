@@ -43,7 +43,7 @@ LEARNED = {
     "attention": "attention shift",
 }
 #: Detectors that need no run, and whether they answer while the scan runs.
-PLAIN = {"line step": True, "cusum": True, "window": False, "pelt": False}
+PLAIN = {"step chart": True, "cusum": True, "window": False, "pelt": False}
 #: Scans that go through a model at once: their attention must fit into memory.
 BATCH = 32
 #: Penalties that PELT is tried with: from one above which next to nothing is found.
@@ -151,7 +151,7 @@ def _plain(x_NLP: Any, n_lines_N: Any, spec: Mapping[str, Any]) -> dict[str, Flo
     # Statistics of few lines have wild deviations: the sums begin where alarms do.
     z_NLK[:, : spec["first_line"] - 1] = np.nan
     scores = {
-        "line step": tip_change.step_scores(x_NLP),
+        "step chart": tip_change.step_scores(x_NLP),
         "cusum": tip_change.cusum(z_NLK, spec["allowance"]),
     }
     for name, score in (
