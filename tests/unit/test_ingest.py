@@ -267,6 +267,15 @@ def test_an_aborted_run_leaves_what_stood_there_before(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
+def test_a_table_may_name_more_scans_than_are_there_where_that_is_said(folder, tmp_path):
+    rows = [{"scan": "nobody", "label": "rows"}, {"scan": "nobody-else", "label": "atoms"}]
+    more = table(tmp_path / "labels.csv", rows)
+    summary = ingest({"rows_without_scan": "ignore"}, folder, more, tmp_path / "out")
+    assert summary.rows_without_scan == 2
+    with pytest.raises(UserError, match="rows_without_scan: 'skip' is not one of error, ignore"):
+        ingest({"rows_without_scan": "skip"}, folder, more, tmp_path / "other")
+
+
 def test_a_source_without_a_good_scan_is_an_error_that_says_why(tmp_path):
     with pytest.raises(UserError, match="no such data folder or file"):
         ingest({}, tmp_path / "none", None, tmp_path / "out")

@@ -76,6 +76,8 @@ class IngestOptions:
         file without it is refused, unread.
     min_lines
         Labelled scans with fewer lines are excluded, as `too few lines`.
+    rows_without_scan
+        What a row of the labels means whose scan is not there: an `error`, or `ignore` it.
     labels
         How a score sheet is read (see `labels.ScoreSheet`); None for a plain table.
     workers
@@ -96,6 +98,7 @@ class IngestOptions:
     group: str = "session"
     group_pattern: str = ""
     min_lines: int = 1
+    rows_without_scan: str = "error"
     labels: ScoreSheet | None = None
     workers: int = 1
 
@@ -118,6 +121,10 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if self.group not in _GROUPS:
             raise UserError(f"ingest.group: {self.group!r} is not one of {', '.join(_GROUPS)}")
+        if self.rows_without_scan not in ("error", "ignore"):
+            raise UserError(
+                f"ingest.rows_without_scan: {self.rows_without_scan!r} is not one of error, ignore"
+            )
         if (self.group == "regex") != bool(self.group_pattern):
             raise UserError("ingest.group_pattern: give it with group: regex, and only then")
         try:
@@ -430,13 +437,12 @@ def _match(
 ) -> tuple[dict[str, Label], int]:
     if path is None:
         return {}, 0
-    policy = options.labels.rows_without_scan if options.labels is not None else "error"
     return match(
         path,
         entries,
         [(row["scan_id"], row["file"]) for row in rows],
         [file for file in inventory if suffix_of(Path(file)) in FORMATS],
-        policy,
+        options.rows_without_scan,
     )
 
 

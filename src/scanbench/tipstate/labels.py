@@ -89,8 +89,6 @@ class ScoreSheet:
         Least mean of the sheet `Agreement_Score`.
     ties
         What two best classes mean: `exclude` the scan, or take the `first` in the order of `merge`.
-    rows_without_scan
-        What a row means whose image is not there: an `error`, or `ignore` it.
     """
 
     sheet: str = "Mean_Score"
@@ -99,14 +97,12 @@ class ScoreSheet:
     threshold: float = 0.5
     min_agreement: float = 0.0
     ties: str = "exclude"
-    rows_without_scan: str = "error"
 
     def __post_init__(self) -> None:
         for key, allowed in (
             ("sheet", ("Mean_Score", "Weighted_Score")),
             ("rule", ("max", "sum")),
             ("ties", ("exclude", "first")),
-            ("rows_without_scan", ("error", "ignore")),
         ):
             if getattr(self, key) not in allowed:
                 raise UserError(
@@ -327,8 +323,9 @@ def match(
             scan_ids = by_file.get(next(iter(named)), [])
         elif rows_without_scan == "error":
             raise UserError(
-                f"{where}: no scan {scan} is there; mend its name or take it out (a file is named "
-                f"as {min(files)}, from the data folder on)"
+                f"{where}: no scan {scan} is there; mend its name (a file is named as "
+                f"{min(files)}, from the data folder on), take it out, or set "
+                "ingest.rows_without_scan: ignore"
             )
         else:
             without += 1
