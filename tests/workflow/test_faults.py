@@ -649,6 +649,8 @@ def test_two_runs_that_pass_over_the_lock_leave_what_one_would_have(
     # Where a job of one found a folder away that the other was replacing, Snakemake removed what
     # both had written, which a finished run does not miss: the same command again, alone.
     copied.snakemake("--cores", "2", "--rerun-incomplete", *again)
+    if "train" in rules:  # its files tell how long it took: what rests on them is made again
+        copied.snakemake("--cores", "2")
     assert hashes(copied.folder) == undisturbed
     assert verify(copied.folder / "results").faults == []
 
