@@ -157,7 +157,10 @@ def ways(title: str, model: nn.Module, lines: int, pixels: int, *, compiled: boo
     for form in FORMS:
         with TemporaryDirectory() as folder:
             path = Path(folder, "step.onnx")
-            onnx.save_model(in_form(proto, form), path)
+            step_of_run = in_form(proto, form)
+            # What `scanbench export` notes; a model with random weights has no run to tell of.
+            onnx.helper.set_model_props(step_of_run, {"scanbench": "{}", "form": form})
+            onnx.save_model(step_of_run, path)
             step_of_form = Exported(path)
             found.append(
                 Way(
