@@ -19,13 +19,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from scanbench import provenance, sources
 from scanbench.errors import UserError
 from scanbench.files import canonical_json, parse_json, sha256_of, watching, write_json
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
@@ -192,18 +194,19 @@ def recorded(
     wanted = list(inputs)
     code = [path for path in wanted if path.resolve().is_relative_to(sources.ROOT)]
 
-    def read() -> dict[Path, str]:
+    def read() -> tuple[dict[Path, tuple[int, ...]], dict[Path, str]]:
         data = [file for path in wanted if path not in set(code) for file in files_below(path)]
         for path in (*code, *data):
             if not path.is_file():
                 raise FileNotFoundError(errno.ENOENT, f"missing: {stage} needs it", str(path))
-        return hashes(data, f"hash what {stage} reads")
+        # States first: what changes while the others are hashed has changed, too.
+        states = {path: _state(path) for path in data}
+        return states, hashes(data, f"hash what {stage} reads")
 
     config = json.loads(canonical_json(dict(config)))  # a stage may take its options apart
-    before = _patiently(read)
+    states, before = _patiently(read)
     commit, dirty = provenance.git_state()
     sources_before = _code_digest(code)
-    states = {path: _state(path) for path in before}
     inside = {path: digest for path, digest in before.items() if _name(path, results)}
     _check_undamaged(inside, wanted, results)
     with watching() as placed:
@@ -284,7 +287,7 @@ def _records_about(names: Collection[str], results: Path) -> Iterator[tuple[str,
     """
     paths = [PurePosixPath(name) for name in names]
     folders = {folder for path in paths for folder in path.parents}
-    words = {word for path in (*paths, *folders) for word in (*path.parts, path.stem)}
+    words = {word for path in (*paths, *folders) for word in (path.name, path.stem)}
     for name, file in record_files(results):
         below = PurePosixPath(name).relative_to(FOLDER)
         if below.parent in folders or words.issuperset(below.with_suffix("").parts[1:]):
@@ -328,7 +331,7 @@ def _code_digest(code: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _patiently(read: Callable[[], dict[Path, str]]) -> dict[Path, str]:
+def _patiently(read: Callable[[], T]) -> T:
     """Return what `read` does; a file that is gone may be about to be replaced by another run."""
     for seconds in (0.1, 0.3, 1.0):
         try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded_study import Study, write
 
-from scanbench import sources
+from scanbench import records, sources
 from scanbench.cli import main
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
@@ -115,6 +116,23 @@ def test_what_changes_while_a_job_reads_it_makes_no_record(study: Study) -> None
     write(store, whole)
     study.job(*job, lambda: replaced(whole), 2)
     assert study.faults() == []
+
+
+def test_what_changes_after_it_was_hashed_and_before_the_job_begins_makes_no_record(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = records.hashes
+
+    def then_replaced(paths: Sequence[Path], what: str) -> dict[Path, str]:
+        found = hashed(paths, what)
+        if what == "hash what train reads":
+            write(study.results / "data/d/store.h5", "another")
+        return found
+
+    monkeypatch.setattr(records, "hashes", then_replaced)
+    with pytest.raises(UserError, match=r"store\.h5: changed while train ran"):
+        study.job("train", ["data/d/store.h5"], ["runs/2/weights"], None, 2)
+    assert not (study.results / FOLDER / "train2.json").exists()
 
 
 def test_a_folder_that_another_run_replaces_is_waited_for(study: Study) -> None:

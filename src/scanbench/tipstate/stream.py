@@ -167,20 +167,18 @@ def shown(event: Event, info: ScanInfo, classes: Iterable[str], said: Iterable[s
     """Return the terminal's view of a line's event."""
     title = Text(f"{info.name}   line {event['line']} of {info.planned_lines}", style="bold")
     table = Table.grid(padding=(0, 1))
+
+    def show(name: str, share: float | None, said: str, style: str = "dim") -> None:
+        bar = "" if share is None else "█" * round(30 * share)
+        table.add_row(name, Text(f"{bar:<30}", style=style), "–" if share is None else said)
+
     for name in classes:
         p = (event["p"] or {}).get(name)
-        bar = "" if p is None else "█" * round(30 * p)
-        table.add_row(name, Text(f"{bar:<30}", style="cyan"), "–" if p is None else f"{p:.2f}")
+        show(name, p, f"{p or 0:.2f}", "cyan")
     for name in ("uncertainty", "change"):
-        value = event[name]
-        bar = "" if value is None else "█" * round(30 * value)
-        number = "–" if value is None else f"{value:.2f}"
-        table.add_row(name, Text(f"{bar:<30}", style="dim"), number)
+        show(name, event[name], f"{event[name] or 0:.2f}")
     step = event["step"]
-    bar = "" if step is None else "█" * round(30 * max(0.0, step) / LARGEST_Z)
-    table.add_row(
-        "step", Text(f"{bar:<30}", style="dim"), "–" if step is None else f"{step:+.1f} σ"
-    )
+    show("step", None if step is None else max(0.0, step) / LARGEST_Z, f"{step or 0:+.1f} σ")
     advice = Text(event["advice"].upper(), style=STYLES[event["advice"]])
     return Group(title, table, advice, *(Text(message, style="red") for message in said))
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanbench.change import TINY, SelfStarting, Steps
+from scanbench.change import TINY, Heights, SelfStarting, Steps
 from scanbench.tipstate.models.features import line_statistics, step_statistics
 
 Floats = NDArray[np.float64]
@@ -58,7 +58,7 @@ def self_standardised(s_NLK: Floats) -> Floats:
     return np.stack([chart.push(s_NLK[:, line]) for line in range(s_NLK.shape[1])], axis=1)
 
 
-def step_scores(x_NLP: NDArray[np.float32]) -> Floats:
+def step_scores(x_NLP: Heights) -> Floats:
     """Return how unusual the step to each line is among the scan's earlier ones, [N, L].
 
     See `change.Steps`, which the monitor has too, of the lines as they are measured. NaN at the
