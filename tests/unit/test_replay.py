@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from replay_example import NAMES, events, record, source
 from streaming_example import LINES, PIXELS
 
 from scanbench import render
+from scanbench.change import Steps
 from scanbench.cli import main
 from scanbench.errors import UserError
 from scanbench.store import Store
@@ -38,7 +40,7 @@ def made(x_LP: np.ndarray, planned: int | None = None, **changes: Any) -> Replay
     known: dict[str, Any] = {
         "name": "scan", "summary": "", "by": "a run", "about": [], "classes": ["a", "b"],
         "x_LP": x_LP, "planned_lines": planned or len(x_LP), "aspect": 1.0, "upward": False,
-        "answers": [], "run_lines": len(x_LP),
+        "answers": [], "run_lines": len(x_LP), "step_L": [None] * len(x_LP),
     }  # fmt: skip
     return Replay(**{**known, **changes})
 
@@ -56,6 +58,7 @@ def test_a_recording_is_read_as_it_came_and_as_it_was_judged(recording: Path) ->
     for replay, said in zip(replays, events(recording), strict=True):
         lines = {event["line"]: event for event in said if event["event"] == "line"}
         assert len(replay.x_LP) == len(lines)
+        assert replay.step_L == [event["step"] for event in lines.values()]
         for n, event in lines.items():
             known = [answer for answer in replay.answers if answer["line"] <= n]
             for key in ("p", "uncertainty", "change", "advice"):
@@ -78,6 +81,7 @@ def test_a_recording_is_read_as_it_came_and_as_it_was_judged(recording: Path) ->
         (lambda text: text.replace('"atoms"', '"others"'), "other classes"),
         (lambda text: text.replace('"advice": "go on"', '"advice": "jump"', 1), "'jump' is not"),
         (lambda text: text.replace('"line": 3,', '"line": 4,', 1), "other lines than 1 to 32"),
+        (lambda text: text.replace('"step": null', '"step": 9', 1), "9 is greater than"),
         (lambda text: text[: len(text) // 2], "is damaged"),
         (lambda text: text + text, "more scans than received.jsonl holds"),
         (lambda text: "", "tells of no scan"),
@@ -126,6 +130,7 @@ def test_the_command_writes_a_page_with_every_answer(recording: Path, tmp_path: 
     for scan, replay in zip(data_of(html)["scans"], read_recording(recording), strict=True):
         assert [answer["line"] for answer in scan["answers"]] == [a["line"] for a in replay.answers]
         assert [a["p"] for a in scan["answers"]] == [list(a["p"].values()) for a in replay.answers]
+        assert scan["steps"] == replay.step_L
     first = out.read_bytes()
     assert main(["replay", str(recording), str(out), "--note", "Us & them <CC0>"]) == 0
     assert out.read_bytes() == first
@@ -234,6 +239,13 @@ def test_held_out_scans_are_those_of_the_examples_as_the_first_seed_saw_them(mat
         for answer in replay.answers:
             expected = [rows.loc[answer["line"], f"p_{name}"] for name in CLASSES]
             assert list(answer["p"].values()) == pytest.approx(expected, abs=1e-6)
+        steps, scores = Steps(), [None]
+        for before, after in pairwise(replay.x_LP):
+            score = float(steps.push(before, after))
+            scores.append(None if np.isnan(score) else score)
+        assert replay.step_L == scores
+        assert scores[:3] == [None] * 3
+        assert None not in scores[3:]
         # The rule of this run for the smallest limit that has one: two answers in a row from 0.6.
         p = [answer["p"]["defect"] >= 0.6 for answer in replay.answers]
         wanted = [

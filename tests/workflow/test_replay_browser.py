@@ -110,8 +110,10 @@ def test_every_line_shows_the_numbers_of_its_event(wide: Visit, recording: Path)
         assert len(shown) == len(lines)
         for page, event in zip(shown, lines, strict=True):
             told = [*(event["p"] or dict.fromkeys(said[0]["classes"])).values()]
-            told += [event["uncertainty"], event["change"]]
-            expected = ["–" if value is None else f"{value:.3f}" for value in told]
+            told += [event["uncertainty"], event["change"], event["step"]]
+            expected = [
+                "–" if value is None else f"{value:.3f}".replace("-", "−") for value in told
+            ]
             assert page["numbers"] == expected, event
             assert page["advice"] == event["advice"]
             faults = [e["message"] for e in said if e["event"] == "fault"]
@@ -262,6 +264,20 @@ def test_attention_stands_beside_its_lines_where_the_events_tell_it(wide: Visit)
     assert bars[0].startswith("M0 0h0.333")
     wide.page.click("#next")  # upwards: the last line is on top
     assert "M0 0h" not in str(wide.page.get_attribute("#attention path", "d"))
+
+
+def test_a_needle_stands_for_each_step_up_or_down(wide: Visit, recording: Path) -> None:
+    for index, said in enumerate(events(recording)):
+        wide.page.select_option("#scan", str(index))
+        told = [event["step"] for event in said if event["event"] == "line"]
+        drawn = str(wide.page.get_attribute("[data-of=steps]", "d")).split("M")[1:]
+        known = [step for step in told if step is not None]
+        assert len(drawn) == len(known) > 3
+        assert min(known) < 0 < max(known)
+        for needle, step in zip(drawn, known, strict=True):
+            foot, tip = needle.split()[1].split("V")
+            # 56 pixels are 16 standard deviations; up is less.
+            assert float(foot) - float(tip) == pytest.approx(step * 56 / 16, abs=1e-6)
 
 
 def test_a_click_on_the_chart_goes_to_that_line(wide: Visit) -> None:

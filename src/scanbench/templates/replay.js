@@ -9,8 +9,9 @@
   const ADVICE_COLOURS = { "go on": "#9fd4c3", stop: "#d55e00", recondition: "#e69f00" };
   // The chart, in pixels: margins, and top and height of each panel.
   const LEFT = 30, RIGHT = 18;
-  const PANELS = { p: [20, 170], scores: [214, 80], strip: [318, 16] };
-  const HEIGHT = 382;
+  const PANELS = { p: [20, 170], scores: [214, 80], steps: [318, 56], strip: [398, 16] };
+  const HEIGHT = 462;
+  const LARGEST_STEP = 8; // standard deviations: scores end there
 
   let scan = scans[0];
   let line = 0; // lines measured so far
@@ -21,7 +22,7 @@
   // The newest answer after n lines, or null before the first.
   const answerAt = (n) => scan.answers.findLast((answer) => answer.line <= n) ?? null;
   const adviceAt = (n) => answerAt(n)?.advice ?? "go on";
-  const number = (value) => value.toFixed(3);
+  const number = (value) => value.toFixed(3).replace("-", "−");
   const percent = (share) => `${100 * share}%`;
   // The first line of the present advice, where it is more than to go on.
   const advisedSince = () => {
@@ -93,6 +94,7 @@
     const ends = scan.answers.map((_, i) => scan.answers[i + 1]?.line ?? scan.measured);
     drawProbabilities(past, ends);
     drawScores(past, ends);
+    drawSteps(past);
     drawStrip(past, ends);
     drawAxes(chart, width);
     const marks = Object.values(PANELS).map(([top, height]) => `M0 ${top}v${height}`);
@@ -131,6 +133,14 @@
     }
   }
 
+  // A needle for each line, up or down from the middle.
+  function drawSteps(past) {
+    const [top, height] = PANELS.steps;
+    const middle = top + height / 2;
+    const needles = scan.steps.map((z, i) => (z === null ? "" : `M${x(i + 0.5)} ${middle}V${middle - (z / LARGEST_STEP) * (height / 2)}`));
+    fill(past, "path", { d: needles.join(""), "data-of": "steps", stroke: "var(--ink)", "stroke-width": 1.2 });
+  }
+
   // Advice as a strip, and a mark above it at each line with a fault.
   function drawStrip(past, ends) {
     const [top, height] = PANELS.strip;
@@ -151,14 +161,16 @@
     for (const [name, title] of [
       ["p", "Probability of each class"],
       ["scores", "Uncertainty (solid), change score (dashed)"],
+      ["steps", "Step from line to line, in standard deviations"],
       ["strip", scan.faulty.length ? "Advice, and lines with faults (▲)" : "Advice"],
     ]) {
       const [top, height] = PANELS[name];
       fill(chart, "text", { class: "title", x: LEFT, y: top - 8 }, title);
       fill(chart, "rect", { x: x(0), y: top, width: x(scan.planned) - x(0), height, fill: "none", stroke: "var(--line)" });
       if (name === "strip") continue;
-      for (const value of [0, 0.5, 1])
-        fill(chart, "text", { x: LEFT - 5, y: top + height * (1 - value) + 4, "text-anchor": "end" }, value);
+      const [low, high] = name === "steps" ? [-LARGEST_STEP, LARGEST_STEP] : [0, 1];
+      for (const share of [0, 0.5, 1])
+        fill(chart, "text", { x: LEFT - 5, y: top + height * (1 - share) + 4, "text-anchor": "end" }, String(low + share * (high - low)).replace("-", "−"));
     }
     if (scan.changeLine !== null) {
       const at = x(scan.changeLine);
@@ -210,11 +222,13 @@
   function showAnswer(answer) {
     [...$("answer").tBodies[0].rows].forEach((row, c) => showValue(row, answer?.p[c]));
     for (const key of ["uncertainty", "change"]) showValue($(key).parentElement, answer?.[key]);
+    const step = scan.steps[line - 1] ?? undefined;
+    showValue($("step").parentElement, step, Math.max(0, step ?? 0) / LARGEST_STEP);
   }
 
-  function showValue(row, value) {
+  function showValue(row, value, share = value ?? 0) {
     row.querySelector(".n").textContent = value === undefined ? "–" : number(value);
-    row.querySelector("i").style.width = percent(value ?? 0);
+    row.querySelector("i").style.width = percent(share);
   }
 
   // Weight of each line for the newest answer, as bars beside the scan's lines.

@@ -10,6 +10,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from scanbench.change import LARGEST_Z
 from scanbench.errors import UserError
 from scanbench.files import parse_json, replacing
 from scanbench.streaming import LARGEST, Event, Item, Line, ScanInfo
@@ -51,6 +52,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
             "change": {**_SHARE, "type": ["number", "null"]},
             "advice": {"enum": ["go on", "stop", "recondition"]},
             "fault": {"type": ["string", "null"]},
+            "step": {"type": ["number", "null"], "minimum": -LARGEST_Z, "maximum": LARGEST_Z},
             "attention": {"type": "array", "items": {"type": "number", "minimum": 0}},
         },
     },
@@ -212,4 +214,6 @@ def _replay(path: Path, items: Sequence[Item], events: Sequence[Event]) -> Repla
         faults=faults,
         faulty=[(event["line"], event["fault"]) for event in lines if event["fault"]],
         run_lines=begun["lines"],
+        # Not told by recordings made before there was such a score.
+        step_L=[event.get("step") for event in lines],
     )

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scanbench import pages
+from scanbench.change import Steps
 from scanbench.plotting import CLASS_COLOURS
 from scanbench.policy import strictest
 from scanbench.render import Material
@@ -79,6 +81,8 @@ class Replay:
         Number and kind of the fault of each line that has one.
     run_lines
         Lines of a whole scan as the run sees it.
+    step_L
+        How unusual the step to each line that came is (`change.Steps`); None where that is unknown.
     change_line
         After this line the tip is known to have changed.
     """
@@ -96,6 +100,7 @@ class Replay:
     faults: Sequence[Event] = ()
     faulty: Sequence[tuple[int, str]] = ()
     run_lines: int
+    step_L: Sequence[float | None]
     change_line: int | None = None
 
 
@@ -176,6 +181,7 @@ def _payload(replay: Replay) -> dict[str, Any]:
         "runLines": replay.run_lines,
         "changeLine": replay.change_line,
         "answers": answers,
+        "steps": list(replay.step_L),
         "faults": [{key: fault[key] for key in ("line", "message")} for fault in replay.faults],
         "faulty": list(replay.faulty),
     }
@@ -272,10 +278,18 @@ def of_material(material: Material) -> tuple[list[Replay], list[str]]:
                 upward=known["slow_direction"] == "up",
                 answers=answers,
                 run_lines=store.lines,
+                step_L=_steps(shown.x_LP),
                 change_line=change if change >= 0 else None,
             )
         )
     return replays, sorted(set(files))
+
+
+def _steps(x_LP: FloatArray) -> list[float | None]:
+    """Return how unusual the step to each line is, None before the first that can be judged."""
+    steps = Steps()
+    scores = [float(steps.push(before, line)) for before, line in pairwise(x_LP)]
+    return [None, *(score if math.isfinite(score) else None for score in scores)]
 
 
 def _attending(folder: Path) -> tuple[Normalisation, Callable[[FloatArray], list[float]]] | None:
