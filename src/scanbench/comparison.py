@@ -9,6 +9,7 @@ Shape suffixes: S seeds, N rows, C classes, K units (groups), B resamples or swa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,6 +143,15 @@ def interval(value_SB: Floats, resamples: Resamples, confidence: float) -> tuple
     seed_BS = resamples.seed_BS
     mean_B = (value_SB.T * seed_BS).sum(axis=1) / seed_BS.shape[1]
     low, high = np.quantile(mean_B, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def percentiles(value_B: Floats, confidence: float) -> tuple[float, float]:
+    """Percentile interval of what resamples give [B]; those without a value are left out."""
+    value_B = value_B[np.isfinite(value_B)]
+    if len(value_B) < 2:
+        return math.nan, math.nan
+    low, high = np.quantile(value_B, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

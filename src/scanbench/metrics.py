@@ -74,7 +74,7 @@ def auroc(
         # A quadratic form costs K² multiply-adds of BLAS, sorted rows N gathers, 50 × slower.
         concordant = _concordant_by_unit if units**2 < 50 * rows.sum() else _concordant_by_row
         concordant_B += concordant(score_N[rows], positive_N[rows], unit_N[rows], weight_BK)
-    return _ratio(concordant_B, pair_counts(positive_N, unit_N, fold_N, weight_BK))
+    return ratio(concordant_B, pair_counts(positive_N, unit_N, fold_N, weight_BK))
 
 
 def pair_counts(
@@ -208,25 +208,25 @@ def confusion_by_unit(
     return counts.reshape(units, classes, classes).astype(np.float64)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: Floats, whole: Floats) -> Floats:
     """Divide; NaN where there is nothing to divide by."""
     return part / np.where(whole > 0, whole, np.nan)
 
 
 def accuracy(confusion_CC: Floats) -> Floats:
     """Return the share of rows on the diagonal of [..., C, C] (rows: true, columns: predicted)."""
-    return _ratio(np.trace(confusion_CC, axis1=-2, axis2=-1), confusion_CC.sum(axis=(-2, -1)))
+    return ratio(np.trace(confusion_CC, axis1=-2, axis2=-1), confusion_CC.sum(axis=(-2, -1)))
 
 
 def recall(confusion_CC: Floats) -> Floats:
     """Return the share of each true class that was found: [..., C]; NaN if it has no rows."""
-    return _ratio(np.diagonal(confusion_CC, axis1=-2, axis2=-1), confusion_CC.sum(axis=-1))
+    return ratio(np.diagonal(confusion_CC, axis1=-2, axis2=-1), confusion_CC.sum(axis=-1))
 
 
 def f1(confusion_CC: Floats) -> Floats:
     """Return F1 = 2 TP / (2 TP + FP + FN) of each class: [..., C]; NaN if it never occurs."""
     hit = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
-    return _ratio(2 * hit, confusion_CC.sum(axis=-1) + confusion_CC.sum(axis=-2))
+    return ratio(2 * hit, confusion_CC.sum(axis=-1) + confusion_CC.sum(axis=-2))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def ece(calibration_Q3: Floats) -> Floats:
     Guo et al., ICML 2017 (arXiv 1706.04599), eq. 3.
     """
     count, confidence, hits = np.moveaxis(calibration_Q3, -1, 0)
-    return _ratio(np.abs(hits - confidence).sum(axis=-1), count.sum(axis=-1))
+    return ratio(np.abs(hits - confidence).sum(axis=-1), count.sum(axis=-1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -267,6 +267,13 @@ def units_of(group_N: NDArray[np.object_]) -> tuple[list[str], Ints]:
     """Return the sorted names of the groups and each row's index into them."""
     names, unit_N = np.unique(group_N.astype(str), return_inverse=True)
     return [str(name) for name in names], unit_N.astype(np.int64)
+
+
+def weighted_sums(value_NX: Floats, unit_N: Ints, weight_BU: Floats) -> Floats:
+    """Sum values over scans, each counted as often as its unit: [B, …]."""
+    by_unit = np.zeros((weight_BU.shape[1], *value_NX.shape[1:]))
+    np.add.at(by_unit, unit_N, value_NX)
+    return np.tensordot(weight_BU, by_unit, axes=1)
 
 
 def mean_values(value_SN: Floats, unit_N: Ints, weight_BK: Floats) -> Floats:
@@ -287,7 +294,7 @@ def mean_values(value_SN: Floats, unit_N: Ints, weight_BK: Floats) -> Floats:
         NaN where a weighting leaves no row.
     """
     member_NK = (unit_N[:, None] == np.arange(weight_BK.shape[1])).astype(np.float64)
-    return _ratio(value_SN @ member_NK @ weight_BK.T, member_NK.sum(axis=0) @ weight_BK.T)
+    return ratio(value_SN @ member_NK @ weight_BK.T, member_NK.sum(axis=0) @ weight_BK.T)
 
 
 def metric_values(
@@ -358,8 +365,8 @@ def reliability(p_SNC: Floats, label_N: Ints, bins: int) -> pd.DataFrame:
         {
             "bin_low": edges[:-1],
             "bin_high": edges[1:],
-            "confidence": _ratio(sums_Q3[:, 1], sums_Q3[:, 0]),
-            "accuracy": _ratio(sums_Q3[:, 2], sums_Q3[:, 0]),
+            "confidence": ratio(sums_Q3[:, 1], sums_Q3[:, 0]),
+            "accuracy": ratio(sums_Q3[:, 2], sums_Q3[:, 0]),
             "count": sums_Q3[:, 0].astype(np.int64),
         }
     )

@@ -16,6 +16,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from scanbench.errors import UserError
 from scanbench.tipstate import agreement as ag
+from scanbench.tipstate import ceiling
+from scanbench.tipstate import namings as sheet
 
 CLASSES = ("atoms", "asymmetry/dimer", "rows", "defect")
 COLUMNS = ("atom", "asymmetry", "dimer", "row", "tip", "blurry")
@@ -42,7 +44,7 @@ def manifest(answers: list[list[set[str]]], groups: int = 5) -> pd.DataFrame:
 
 
 def test_what_two_volunteers_named_is_bounded_where_the_sheet_does_not_tell() -> None:
-    own = ag.namings(
+    own = sheet.namings(
         manifest(
             [
                 [{"dimer"}, {"asymmetry"}],
@@ -69,9 +71,9 @@ def test_what_two_volunteers_named_is_bounded_where_the_sheet_does_not_tell() ->
 def test_a_manifest_without_counts_is_refused(change: dict[str, Any], told: str) -> None:
     frame = manifest([[{"row"}, {"row"}]]).assign(**change)
     with pytest.raises(UserError, match=told):
-        ag.namings(frame, MERGE, CLASSES)
+        sheet.namings(frame, MERGE, CLASSES)
     with pytest.raises(UserError, match="score_tip"):
-        ag.namings(frame.drop(columns="score_tip"), MERGE, CLASSES)
+        sheet.namings(frame.drop(columns="score_tip"), MERGE, CLASSES)
 
 
 sets = st.lists(st.integers(0, 7), min_size=2, max_size=3)
@@ -81,7 +83,7 @@ sets = st.lists(st.integers(0, 7), min_size=2, max_size=3)
 def test_the_true_way_is_among_the_completions_and_all_give_the_counts(sets: list[int]) -> None:
     prior = np.full(8, 1 / 8)
     count = [sum(s >> k & 1 for s in sets) for k in range(3)]
-    ways, weight = ag.completions(count, len(sets), prior)
+    ways, weight = sheet.completions(count, len(sets), prior)
     assert tuple(sorted(sets)) in ways
     assert len(set(ways)) == len(ways)
     assert weight.sum() == pytest.approx(1)
@@ -99,7 +101,7 @@ def test_completions_follow_bayes_rule() -> None:
                 key = tuple(sorted(pair))
                 exact[key] = exact.get(key, 0) + prior[pair[0]] * prior[pair[1]]
         total = sum(exact.values())
-        found = dict(zip(*ag.completions(count, 2, prior), strict=True))
+        found = dict(zip(*sheet.completions(count, 2, prior), strict=True))
         assert found == pytest.approx({key: p / total for key, p in exact.items()})
 
 
@@ -109,7 +111,7 @@ def test_agreement_of_people_is_that_of_drawing_a_volunteer_and_asking_the_other
         [{c for c in ("atom", "row", "tip") if rng.random() < p} for _ in range(2)]
         for p in rng.uniform(0.1, 0.9, 300)
     ]
-    own = ag.namings(manifest(answers), MERGE, CLASSES)
+    own = sheet.namings(manifest(answers), MERGE, CLASSES)
     unit_N = np.zeros(len(own), dtype=np.int64)
     found = ag.agreement_of_people(*ag.named_by(own, "fewest"), unit_N, np.ones((1, 1)))[0]
     for c, column in ((0, "atom"), (2, "row"), (3, "tip")):
@@ -173,11 +175,11 @@ def test_trials_are_scored_as_scikit_learn_does() -> None:
     weight = rng.integers(1, 4, 400).astype(float)
     unit = rng.integers(0, 5, 400)
     best = score.argmax(axis=1)
-    trials = ag.Trials(
+    trials = ceiling.Trials(
         unit_T=unit, label_T=label, choice_TC=np.eye(3)[best], score_TC=score, weight_T=weight
     )
     times = np.array([[1.0, 1, 1, 1, 1], [0, 2, 1, 1, 3]])
-    found = ag.score_trials(trials, times)
+    found = ceiling.score_trials(trials, times)
     for b in range(2):
         w = weight * times[b, unit]
         wanted = balanced_accuracy_score(label, best, sample_weight=w)
@@ -191,7 +193,7 @@ def test_chances_of_labels_are_those_of_asking_volunteers() -> None:
     rng = np.random.default_rng(5)
     theta = rng.dirichlet(np.ones(8), 2)
     for responses in (1, 2, 3):
-        found = ag.label_chances(theta, responses, 3)
+        found = ceiling.label_chances(theta, responses, 3)
         drawn = rng.choice(8, (40_000, responses), p=theta[1])
         votes = (drawn[:, :, None] >> np.arange(3) & 1).sum(axis=1)
         best = votes.max(axis=1)
@@ -202,23 +204,23 @@ def test_chances_of_labels_are_those_of_asking_volunteers() -> None:
 
 def test_no_reader_beats_the_bound_and_the_bound_is_reached_where_labels_have_no_noise() -> None:
     rng = np.random.default_rng(6)
-    assert ag.noise_bound(np.diag([0.1, 0.4, 0.2, 0.2, 0.1])) == pytest.approx(1, abs=1e-6)
+    assert ceiling.noise_bound(np.diag([0.1, 0.4, 0.2, 0.2, 0.1])) == pytest.approx(1, abs=1e-6)
     same = np.array([0.2, 0.4, 0.2, 0.2])
     # Where all scans are alike, nobody tells anything: chance.
-    assert ag.noise_bound(np.outer(same, same)) == pytest.approx(1 / 3, abs=1e-6)
+    assert ceiling.noise_bound(np.outer(same, same)) == pytest.approx(1 / 3, abs=1e-6)
     for _ in range(3):
         theta = rng.dirichlet([0.2, 0.5, 0.3, 0.2], 4000)
         joint = theta.T @ theta / len(theta)
         share = theta[:, :3].mean(axis=0)
         knows = (theta[:, :3] / (3 * share)).max(axis=1).mean()
-        assert knows - 0.005 <= ag.noise_bound(joint) <= 1
+        assert knows - 0.005 <= ceiling.noise_bound(joint) <= 1
 
 
 def test_the_dirichlet_is_found_again_from_pairs() -> None:
     rng = np.random.default_rng(7)
     mean = np.array([0.1, 0.3, 0.2, 0.4])
     theta = rng.dirichlet(0.8 * mean, 100_000)
-    alpha, found = ag.concentration(theta.T @ theta)
+    alpha, found = ceiling.concentration(theta.T @ theta)
     assert alpha == pytest.approx(0.8, abs=0.05)
     assert found == pytest.approx(mean, abs=0.01)
 
@@ -281,8 +283,7 @@ def run_stage(
 ) -> dict[str, pd.DataFrame]:
     monkeypatch.setattr(ag.HeldOut, "load", lambda *_: stage["held_out"])
     for name in ("REFITS", "BOUND_RESAMPLES"):
-        monkeypatch.setattr(ag, name, 2)
-    monkeypatch.setattr(ag, "STEPS", 6)
+        monkeypatch.setattr(ceiling, name, 2)
     ag.agreement(stage["spec"], stage["predictions"], "store", "split", stage["scans"], out)
     return {path.stem: pd.read_csv(path) for path in sorted(out.glob("*.csv"))}
 
