@@ -111,6 +111,34 @@ def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_apart(out: Path, folder: Path, *others: Path | None) -> None:
+    """Check that a folder to be replaced is apart from what is read.
+
+    Parameters
+    ----------
+    out
+        What `replacing_folder` will replace.
+    folder
+        Is read with its subfolders; or a file.
+    others
+        Further files or folders that are needed.
+
+    Raises
+    ------
+    UserError
+        If an input lies in `out`, and would be lost; or `out` in `folder`: what is written there
+        would be read the next time.
+    """
+    for path in (folder, *others):
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: would be replaced, but holds {path}; name another folder")
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{out}: lies in {folder}, so what is written there would be read the next time; name "
+            "a folder outside"
+        )
+
+
 def _new_part(path: Path) -> Path:
     """Make an empty folder beside `path` to write it in, and remove those of killed processes.
 

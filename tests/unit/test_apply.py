@@ -182,6 +182,8 @@ def test_only_an_earlier_output_is_replaced(run: Path, scans: Path, tmp_path: Pa
         apply(run, scans, mine)
     with pytest.raises(UserError, match="would be replaced, but holds"):
         apply(run, scans, tmp_path)
+    with pytest.raises(UserError, match="name a folder outside"):
+        apply(run, tmp_path, tmp_path / "answers")
     assert (mine / "chapter.tex").read_text() == "x"
 
 

@@ -276,6 +276,30 @@ def test_a_table_may_name_more_scans_than_are_there_where_that_is_said(folder, t
         ingest({"rows_without_scan": "skip"}, folder, more, tmp_path / "other")
 
 
+@pytest.mark.parametrize("name", ["scans", "deep/scans", "elsewhere/../scans"])
+def test_no_output_is_written_where_the_next_ingest_would_read_it(folder, tmp_path, name):
+    with pytest.raises(UserError, match="name a folder outside"):
+        ingest({}, folder, None, folder / name)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="name a folder outside"):
+        ingest({}, folder, None, tmp_path / "link" / name)
+    assert not list(folder.rglob("manifest.csv"))
+
+
+def test_an_earlier_output_is_not_replaced_where_what_is_read_lies_in_it(folder, tmp_path):
+    out = tmp_path / "out"
+    ingest({}, folder, None, out)
+    labels = table(out / "labels.csv", [{"scan": "scan0", "label": "a"}])
+    with pytest.raises(UserError, match=r"would be replaced, but holds .*labels\.csv"):
+        ingest({"classes": ["a"]}, folder, labels, out)
+    shutil.move(folder, out / "raw")
+    for source in (out / "raw", out / "raw/day0/scan0.sxm", out):
+        with pytest.raises(UserError, match="would be replaced, but holds"):
+            ingest({}, source, None, out)
+    assert labels.is_file()
+    assert (out / "raw/day0/scan0.sxm").is_file()
+
+
 def test_a_source_without_a_good_scan_is_an_error_that_says_why(tmp_path):
     with pytest.raises(UserError, match="no such data folder or file"):
         ingest({}, tmp_path / "none", None, tmp_path / "out")

@@ -18,7 +18,7 @@ from scanbench import plotting, provenance
 from scanbench.convert import convert
 from scanbench.errors import UserError
 from scanbench.evaluation import metrics_for
-from scanbench.files import replacing_folder, write_json
+from scanbench.files import check_apart, replacing_folder, write_json
 from scanbench.prediction import BLOCK, answer_table, predict_arrays
 from scanbench.predictions import class_columns, is_windowed, scan_reading
 from scanbench.runs import META, WEIGHTS, Run, load_run
@@ -101,12 +101,12 @@ def apply(
     ------
     UserError
         If the run or the labels are wrong, no scan can be read, scans are of another unit than the
-        run's, or `out` is not free.
+        run's, or `out` is not free or lies in `folder`.
     """
     started = time.time()
     trained = load_run(run)
     meta, classes = trained.meta, trained.classes
-    _check_free(out, run, folder, labels)
+    check_apart(out, folder, run, labels)
     spec = {
         **ReadOptions.recorded(meta["ingest"]),
         "min_lines": 1,
@@ -164,13 +164,6 @@ def _seen(run: Path, store: Store, judged: np.ndarray) -> int | None:
     known = list(read_seen(run))
     hashes = np.stack([store.file_sha256[judged], store.scan_sha256[judged]])
     return int(np.isin(hashes, known).any(0).sum())
-
-
-def _check_free(out: Path, run: Path, folder: Path, labels: Path | None) -> None:
-    """Refuse to replace a folder that holds an input."""
-    for path in (run, folder, labels):
-        if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"{out}: would be replaced, but holds {path}; give another --out")
 
 
 def _check_unit(manifest: pd.DataFrame, folder: Path, meta: Mapping[str, Any]) -> None:

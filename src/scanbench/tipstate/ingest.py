@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from scanbench.errors import UserError, counted
-from scanbench.files import replacing_folder, sha256_of, write_json
+from scanbench.files import check_apart, replacing_folder, sha256_of, write_json
 from scanbench.processes import worker_pool
 from scanbench.scans import OPTIONS, ScansWriter, write_tables
 from scanbench.tipstate import CLASSES
@@ -229,10 +229,12 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
     Raises
     ------
     UserError
-        If the source is missing or nothing in it can be read, or the labels are wrong. A file that
-        cannot be read is listed and does not stop the others.
+        If the source is missing or nothing in it can be read, it or the labels lie in `out` or
+        `out` in it, or the labels are wrong. A file that cannot be read is listed and does not stop
+        the others.
     """
     options = IngestOptions.from_spec(spec)
+    check_apart(out, source, labels)
     root, files, inventory = _walk(source, options, except_for=labels)
     # Wrong labels are told before hours of reading.
     entries = _read_labels(labels, options)
