@@ -773,7 +773,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = args.run_command(args)
     except Stopped as stopped:
         with suppress(BrokenPipeError):  # whoever read the output was stopped too
-            print(f"scanbench: stopped by {stopped}; run again to go on", file=sys.stderr)
+            # What was measured meanwhile does not come again.
+            more = "" if args.run_command is stream else "; run again to go on"
+            print(f"scanbench: stopped by {stopped}{more}", file=sys.stderr)
         return 128 + stopped.signum
     except UserError as error:
         print(f"{MISTAKE}{error}", file=sys.stderr)

@@ -278,8 +278,15 @@ def _checked_manifest(scans: Path) -> pd.DataFrame:
             raise UserError(f"{path}: shard {name!r} is not in this folder; ingest again")
     units = table["unit"].unique()
     if len(units) > 1:
-        counts = ", ".join(f"{unit or '(none)'}: {(table['unit'] == unit).sum()}" for unit in units)
-        raise UserError(f"{path}: scans in several units ({counts}); ingest one channel at a time")
+        of_unit = [table[table["unit"] == unit] for unit in units]
+        counts = ", ".join(
+            f"{unit or '(none)'}: {len(own)}, such as {own['file'].iloc[0]}"
+            for unit, own in zip(units, of_unit, strict=True)
+        )
+        raise UserError(
+            f"{path}: scans in several units ({counts}); ingest one channel at a time, or move the "
+            "odd files elsewhere"
+        )
     return pd.concat([rows for _, rows in table.groupby("shard", sort=False)], ignore_index=True)
 
 

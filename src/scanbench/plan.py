@@ -309,11 +309,16 @@ def choose_spec(config: Config, run: Mapping[str, Any]) -> str:
 
 
 def evaluate_spec(config: Config, comparison: str) -> str:
-    """Return what the tables of a comparison depend on."""
+    """Return what the tables of a comparison depend on.
+
+    Numbers of lines past the end of a scan stand for its end.
+    """
     wanted = config["comparisons"][comparison]
+    end = config["datasets"][wanted["dataset"]]["store"]["lines"]
     return canonical_json(
         {
             **config["evaluation"],
+            "lines": sorted({min(count, end) for count in config["evaluation"]["lines"]}),
             "comparison": comparison,
             "dataset": wanted["dataset"],
             "split": wanted["split"],

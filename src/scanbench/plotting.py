@@ -924,6 +924,8 @@ def trade_offs(
     """
     styles = experiment_styles(experiments)
     shown = _present(experiments, trade_off)
+    if not bad:
+        return message("Nothing is to be stopped: no class is in evaluation.stop_classes.")
     if not shown:
         return message("No experiment answers before the end of a scan.")
     figure = Sheet(DOUBLE, 74 * MM)

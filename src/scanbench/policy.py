@@ -146,11 +146,19 @@ def policies(
 
 
 def split_limit(text: str) -> tuple[Path, float | None]:
-    """Return file and limit of `FILE[:limit]`."""
+    """Return file and limit of `FILE[:limit]`.
+
+    Raises
+    ------
+    UserError
+        If what stands behind the name of a file is no number.
+    """
     name, colon, tail = text.rpartition(":")
     try:
         return (Path(name), float(tail)) if colon else (Path(text), None)
     except ValueError:
+        if Path(name).is_file() and not Path(text).exists():
+            raise UserError(f"{name}: {tail!r} is no limit; give a share such as 0.05") from None
         return Path(text), None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from scanbench import plan
@@ -24,6 +25,7 @@ def check_references(config: Config) -> None:
     UserError
         Naming the first wrong key, its value and the mend.
     """
+    _check_paths(config)
     _check_classes(config)
     _check_targets(config)
     _check_comparisons(config)
@@ -33,6 +35,20 @@ def check_references(config: Config) -> None:
     _check_anomalies(config)
     _check_teachers(config)
     _check_deployments(config)
+
+
+def _check_paths(config: Config) -> None:
+    """Check that nothing of the user's lies where Snakemake deletes before a job writes."""
+    made = Path("results/data").resolve()
+    for name, dataset in config["datasets"].items():
+        for key in ("path", "labels"):
+            path = dataset.get(key)
+            # `labels` of the public images is a table of options.
+            if isinstance(path, str) and Path(path).resolve().is_relative_to(made):
+                raise UserError(
+                    f"config: datasets.{name}.{key}: {path} lies in results/data, where each job's "
+                    "folder is deleted before it runs; move it elsewhere"
+                )
 
 
 def _check_classes(config: Config) -> None:

@@ -359,7 +359,7 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         ),
         tables.stop_table(
             material.scores["stops"],
-            material.evaluation["settings"].get("stop_classes", ()),
+            _stopped(material),
             simulated=simulated,
         ),
         tables.cost_table(material.costs),
@@ -381,6 +381,12 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
 
 def _confidence(material: Material) -> float:
     return float(material.evaluation["settings"]["confidence"])
+
+
+def _stopped(material: Material) -> list[str]:
+    """Return the classes for which a scan is stopped."""
+    wanted = material.evaluation["settings"].get("stop_classes", ())
+    return [name for name in material.classes if name in wanted]
 
 
 def _within(material: Material) -> float:
@@ -428,7 +434,7 @@ def _drawings(material: Material) -> list[Drawing]:
                 scores["stopping"],
                 scores["stops"],
                 names,
-                material.evaluation["settings"].get("stop_classes", ()),
+                _stopped(material),
             ),
             inputs=["scores/stopping.csv", "scores/stops.csv"],
         ),

@@ -490,10 +490,11 @@ def stop_table(stops: pd.DataFrame, bad: Sequence[str], *, simulated: bool) -> R
             {"Experiment": str(rows["experiment"].iloc[0]), "Wanted at most": f"{100 * limit:g} %"}
             | cells
         )
+    named = ", ".join(bad) or "no class, by evaluation.stop_classes"
     return ResultTable(
         name="stopping",
-        title=f"What stopping bad {'simulated ' if simulated else ''}scans early saves (bad: "
-        f"{', '.join(bad)}): rules chosen on the scans of other folds for a wanted share of good "
+        title=f"What stopping bad {'simulated ' if simulated else ''}scans early saves "
+        f"(bad: {named}): rules chosen on the scans of other folds for a wanted share of good "
         "scans stopped (interval). Scan time saved: lines of bad scans saved, of all scans' lines.",
         raw=stops,
         shown=_shown(shown, ("Experiment", "Wanted at most", *STOP_FIGURES.values())),

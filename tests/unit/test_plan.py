@@ -16,6 +16,7 @@ from snakemake.utils import update_config
 
 from scanbench import plan
 from scanbench.config import resolve
+from scanbench.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8"))
@@ -101,6 +102,31 @@ def test_models_meet_people_only_where_the_sheet_tells_what_volunteers_named(
     overlay: dict[str, Any], people: bool
 ) -> None:
     assert plan.has_people(config(overlay), "architectures") is people
+
+
+@pytest.mark.parametrize(
+    ("end", "lines"), [(128, [1, 5, 40, 128]), (64, [1, 5, 40, 64]), (32, [1, 5, 32])]
+)
+def test_scores_by_line_end_with_the_scan(end: int, lines: list[int]) -> None:
+    store = {"datasets": {"h-si100": {"store": {"lines": end, "pixels": 64}}}}
+    resolved = config(store, {"evaluation": {"lines": [1, 5, 40, 128]}})
+    assert json.loads(plan.evaluate_spec(resolved, "architectures"))["lines"] == lines
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("key", ["path", "labels"])
+def test_nothing_of_the_user_lies_where_a_job_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, inside: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/data/mine/scans").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "results" / ("data" if inside else ""))
+    overlay = {"datasets": {"mine": {key: "link/mine/scans/raw"}}}
+    if not inside:
+        config("own-folder.yaml", overlay)
+        return
+    with pytest.raises(UserError, match=rf"datasets\.mine\.{key}: link/mine/scans/raw lies in"):
+        config("own-folder.yaml", overlay)
 
 
 def test_a_teacher_is_the_run_of_the_same_data_split_fold_and_seed() -> None:

@@ -180,7 +180,12 @@ def test_a_mistake_is_told_in_one_line(study, mistake):
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_may_hold_a_colon():
+def test_a_path_may_hold_a_colon(tmp_path):
     assert policy.split_limit("a/policy.json") == (Path("a/policy.json"), None)
     assert policy.split_limit("a/policy.json:0.05") == (Path("a/policy.json"), 0.05)
     assert policy.split_limit("a:b/policy.json") == (Path("a:b/policy.json"), None)
+    (tmp_path / "policy.json").touch()
+    with pytest.raises(UserError, match=r"policy\.json: '5%' is no limit; give a share"):
+        policy.split_limit(f"{tmp_path}/policy.json:5%")
+    (tmp_path / "policy.json:5%").touch()
+    assert policy.split_limit(f"{tmp_path}/policy.json:5%")[1] is None

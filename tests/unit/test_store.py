@@ -365,7 +365,10 @@ def test_an_unknown_normalisation_or_scan_is_refused(store):
     [
         ({"scan_id": ["a", "b", "a"]}, "scan_id a stands in it twice"),
         ({"label": ["atoms", "row", ""]}, "label 'row' is no class; did you mean 'rows'"),
-        ({"unit": ["m", "level", "m"]}, "several units"),
+        (
+            {"unit": ["m", "level", "m"]},
+            r"several units \(m: 2, such as \S+, level: 1, such as \S+\); ingest",
+        ),
         ({"lines": ["24", "x", "24"]}, "column lines is not all numbers"),
         ({"planned_lines": ["24", "23", "24"]}, "scan scan001 needs lines"),
         ({"shard": ["../s.npz"] * 3}, "shard '../s.npz' is not in this folder"),

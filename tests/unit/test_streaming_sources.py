@@ -413,3 +413,6 @@ def test_the_command_prints_records_and_replays_to_the_same_output(tmp_path, cap
     assert "record: is not empty; give --record a new folder" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "b.sxm")]) == 2
     assert "b.sxm: no such file; give an instrument file" in capsys.readouterr().err
+    (tmp_path / "scans").mkdir()
+    assert main([*arguments, str(tmp_path / "scans")]) == 2
+    assert "scans: a folder without a recording; give an" in capsys.readouterr().err

@@ -21,10 +21,10 @@ RENDER = {("render", "comparison=simulated")}
 
 
 @pytest.fixture(scope="module")
-def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(undisturbed_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Give a copy of the finished study in which files may be broken."""
     folder = tmp_path_factory.mktemp("broken") / "project"
-    return Project(Path(shutil.copytree(finished.folder, folder, symlinks=True)))
+    return Project(Path(shutil.copytree(undisturbed_run.folder, folder, symlinks=True)))
 
 
 @pytest.fixture

@@ -126,7 +126,12 @@ class IngestOptions:
                 f"ingest.rows_without_scan: {self.rows_without_scan!r} is not one of error, ignore"
             )
         if (self.group == "regex") != bool(self.group_pattern):
-            raise UserError("ingest.group_pattern: give it with group: regex, and only then")
+            raise UserError(
+                "ingest.group_pattern: missing, but group is regex; give a pattern"
+                if self.group == "regex"
+                else f"ingest.group_pattern: of no use with group: {self.group}; leave it out, or "
+                "set group: regex"
+            )
         try:
             re.compile(self.group_pattern)
         except re.error as error:

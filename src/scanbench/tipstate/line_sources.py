@@ -601,8 +601,9 @@ def open_source(
     if keep_following:
         return growing_file(path, options, scan, waiting)
     if not path.is_file():
+        what = "a folder without a recording" if path.is_dir() else "no such file"
         raise UserError(
-            f"{source}: no such file; give an instrument file, a recording's folder, - or "
+            f"{source}: {what}; give an instrument file, a recording's folder, - or "
             "nanonis://host:port"
         )
     return file_lines(path, options, scan)
