@@ -212,6 +212,16 @@ def test_a_row_that_names_a_scan_labels_it_alone(tmp_path):
     assert set(found) == {"y/b"}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_scan_with_a_row_of_its_own_does_not_take_that_of_its_file(tmp_path, order):
+    rows = [("a", Label(label="rows", row=2)), ("a:backward", Label(label="atoms", row=3))]
+    found, _ = match(tmp_path, dict(rows[::order]), SCANS, FILES)
+    assert {scan: label.label for scan, label in found.items()} == {
+        "a": "rows",
+        "a:backward": "atoms",
+    }
+
+
 def test_a_label_of_a_file_that_could_not_be_read_is_no_mistake(tmp_path):
     assert match(tmp_path, {"broken": Label(label="rows")}, SCANS, FILES) == ({}, 0)
 

@@ -283,7 +283,8 @@ def match(
     Returns
     -------
     found : dict
-        Scan id → label. A row that names a file labels all scans of this file.
+        Scan id → label. A row that names a file labels all scans of this file but for those that
+        another row names by their own id.
     without : int
         Rows that were ignored because their scan is not there.
 
@@ -303,18 +304,19 @@ def match(
         for alias in {file, str(name.with_suffix("")), name.name, name.stem}:
             by_name.setdefault(alias, set()).add(file)
 
-    found: dict[str, Label] = {}
+    of_file: dict[str, Label] = {}
+    own: dict[str, Label] = {}
     without = 0
     for scan, label in labels.items():
         where = f"{path} row {label.row}"
         # A path may be written as the system writes it.
         if scan not in by_id and scan not in by_name:
             scan = str(PurePosixPath(scan.replace("\\", "/")))
-        named = by_name.get(scan, set())
+        found, named = of_file, by_name.get(scan, set())
         if scan in named:
             named = {scan}
         if scan in by_id and (len(named) != 1 or by_id[scan] not in named):
-            scan_ids = [scan]
+            found, scan_ids = own, [scan]
         elif len(named) > 1:
             raise UserError(
                 f"{where}: {scan} may be {' or '.join(sorted(named)[:2])}; give the path"
@@ -335,7 +337,7 @@ def match(
             if earlier is not None and _content(earlier) != _content(label):
                 raise UserError(f"{where}: {scan} was given otherwise in row {earlier.row}")
             found[scan_id] = label
-    return found, without
+    return {**of_file, **own}, without
 
 
 def _need_columns(path: Path, table: pd.DataFrame, columns: Iterable[str], sheet: str = "") -> None:
