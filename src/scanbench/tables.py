@@ -527,6 +527,11 @@ def pair_table(pairs: pd.DataFrame) -> ResultTable:
     )
 
 
+def in_split(split: Mapping[str, Any]) -> set[str]:
+    """Return the names of all scans of a split: each fold has them all."""
+    return {name for part in split["folds"][0].values() for name in part}
+
+
 def exclusion_table(
     manifest: pd.DataFrame, rejected: pd.DataFrame, split: Mapping[str, Any]
 ) -> ResultTable:
@@ -541,12 +546,12 @@ def exclusion_table(
     """
     labelled = manifest["label"].fillna("") != ""
     excluded = manifest["excluded"].fillna("")
-    in_split = manifest["scan_id"].isin({i for part in split["folds"][0].values() for i in part})
+    used = manifest["scan_id"].isin(in_split(split))
     usable = labelled & (excluded == "")
     raw: list[dict[str, Any]] = [
-        {"what": "used", "reason": "", "count": int((usable & in_split).sum())}
+        {"what": "used", "reason": "", "count": int((usable & used).sum())}
     ]
-    if short := int((usable & ~in_split).sum()):
+    if short := int((usable & ~used).sum()):
         least = split["config"].get("min_lines", 1)
         why = f"fewer than {least} lines after resampling"
         raw.append({"what": "read, not used", "reason": why, "count": short})

@@ -37,6 +37,7 @@ from scanbench.plotting import (
 from scanbench.predictions import is_windowed, windows_so_far
 from scanbench.render import Drawing, Material
 from scanbench.store import Store
+from scanbench.tables import exclusion_table, in_split
 
 __all__ = [
     "Example",
@@ -334,18 +335,24 @@ def scans_by_class(
 
 
 @styled
-def dataset_glance(manifest: pd.DataFrame, rejected: pd.DataFrame, classes: Sequence[str]) -> Sheet:
+def dataset_glance(
+    manifest: pd.DataFrame,
+    rejected: pd.DataFrame,
+    split: Mapping[str, Any],
+    classes: Sequence[str],
+) -> Sheet:
     """Draw the classes, groups, sizes and exclusions of a data set.
 
     Parameters
     ----------
     manifest, rejected
         `manifest.csv` and `rejected.csv`.
+    split
+        `split.json`: what it names is used.
     classes
         Classes, in the order of colours.
     """
-    excluded = manifest["excluded"].fillna("")
-    used = manifest[(excluded == "") & manifest["label"].isin(list(classes))]
+    used = manifest[manifest["scan_id"].isin(in_split(split))]
     figure = Sheet(DOUBLE, 128 * MM)
     upper, lower = figure.body.subfigures(2, 1, height_ratios=[1, 1.25], squeeze=False).flat
     shares, sizes, reasons = upper.subplots(1, 3)
@@ -364,9 +371,11 @@ def dataset_glance(manifest: pd.DataFrame, rejected: pd.DataFrame, classes: Sequ
     _bars(sizes, *_longest(kinds, 6), ["#8A8A8A"] * 7)
     sizes.set_title("Scans read, by lines × pixels", loc="left")
 
-    why = excluded[excluded != ""].value_counts()
-    refused = rejected["reason"].fillna("").astype(str).str.split(":").str[0].value_counts()
-    why = pd.concat([why, refused.rename(lambda reason: f"refused: {reason}")])
+    left_out = exclusion_table(manifest, rejected, split).raw.query("what != 'used'")
+    refused = left_out["what"] == "refused"
+    why = left_out.set_index(left_out["reason"].where(~refused, "refused: " + left_out["reason"]))[
+        "count"
+    ]
     if len(why):
         _bars(reasons, *_longest(why, 7), ["#8A8A8A"] * 8)
     else:
@@ -449,8 +458,10 @@ def drawings(material: Material) -> list[Drawing]:
             title="The data set at a glance",
             caption="Classes, sizes and groups of the scans, and what was not used, by reason. "
             "A group stands wholly in one part of each split.",
-            figure=dataset_glance(material.manifest, material.rejected, material.classes),
-            inputs=["scans/manifest.csv", "scans/rejected.csv"],
+            figure=dataset_glance(
+                material.manifest, material.rejected, material.split, material.classes
+            ),
+            inputs=["scans/manifest.csv", "scans/rejected.csv", "split.json"],
         ),
         Drawing(
             name="scans",
