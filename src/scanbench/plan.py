@@ -308,17 +308,19 @@ def choose_spec(config: Config, run: Mapping[str, Any]) -> str:
     )
 
 
-def evaluate_spec(config: Config, comparison: str) -> str:
-    """Return what the tables of a comparison depend on.
+def _lines(config: Config, dataset: str) -> list[int]:
+    """Return the numbers of lines to score at; those past the end of a scan stand for its end."""
+    end = config["datasets"][dataset]["store"]["lines"]
+    return sorted({min(count, end) for count in config["evaluation"]["lines"]})
 
-    Numbers of lines past the end of a scan stand for its end.
-    """
+
+def evaluate_spec(config: Config, comparison: str) -> str:
+    """Return what the tables of a comparison depend on."""
     wanted = config["comparisons"][comparison]
-    end = config["datasets"][wanted["dataset"]]["store"]["lines"]
     return canonical_json(
         {
             **config["evaluation"],
-            "lines": sorted({min(count, end) for count in config["evaluation"]["lines"]}),
+            "lines": _lines(config, wanted["dataset"]),
             "comparison": comparison,
             "dataset": wanted["dataset"],
             "split": wanted["split"],
@@ -418,10 +420,11 @@ def deployment_spec(config: Config, name: str) -> str:
     dataset = config["datasets"][wanted["dataset"]]
     teacher = config["experiments"][own["experiment"]]["teacher"]
     simulated = " (simulated)" if dataset["source"] == "simulate" else ""
-    keys = ("lines", "bootstrap", "confidence", "ece_bins", "seed")
+    keys = ("bootstrap", "confidence", "ece_bins", "seed")
     return canonical_json(
         {
             **{key: config["evaluation"][key] for key in keys},
+            "lines": _lines(config, wanted["dataset"]),
             "name": name,
             "experiment": own["experiment"],
             "forms": own["forms"],
