@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scanbench import pages
-from scanbench.change import Steps
 from scanbench.plotting import CLASS_COLOURS
 from scanbench.policy import strictest
 from scanbench.render import Material
@@ -42,6 +40,7 @@ from scanbench.tipstate.figures import (
     listed,
     picture,
 )
+from scanbench.tipstate.tip_change import step_scores
 
 __all__ = ["POLICY", "Replay", "image_of", "material_page", "of_material", "page", "policy_text"]
 
@@ -287,9 +286,8 @@ def of_material(material: Material) -> tuple[list[Replay], list[str]]:
 
 def _steps(x_LP: FloatArray) -> list[float | None]:
     """Return how unusual the step to each line is, None before the first that can be judged."""
-    steps = Steps()
-    scores = [float(steps.push(before, line)) for before, line in pairwise(x_LP)]
-    return [None, *(score if math.isfinite(score) else None for score in scores)]
+    scores = step_scores(x_LP[None])[0].tolist()
+    return [score if math.isfinite(score) else None for score in scores]
 
 
 def _attending(folder: Path) -> tuple[Normalisation, Callable[[FloatArray], list[float]]] | None:
