@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from scanbench import STUDIES, plotting, provenance, summary, tables
+from scanbench import STUDIES, comparison_figures, plotting, provenance, summary, tables
+from scanbench.comparison_figures import History
 from scanbench.errors import UserError
 from scanbench.files import read_json, replacing, write_json
 from scanbench.parquet import read_parquet
-from scanbench.plotting import History, Sheet
+from scanbench.plotting import Sheet
 from scanbench.policy import read_policy
 from scanbench.runs import WEIGHTS
 from scanbench.scores import TABLE_COLUMNS, read_csv, read_scores
@@ -418,7 +419,7 @@ def _drawings(material: Material) -> list[Drawing]:
             "Dotted: guessing. Vertical: from here on the AUROC lies at most "
             f"{_within(material):g} below that of the last answer, by the lower end of the "
             "interval of the paired difference.",
-            figure=plotting.by_lines(scores["metrics"], names, chance, settled),
+            figure=comparison_figures.by_lines(scores["metrics"], names, chance, settled),
             inputs=["scores/metrics.csv", "scores/progress.csv"],
         ),
         Drawing(
@@ -430,7 +431,7 @@ def _drawings(material: Material) -> list[Drawing]:
             "for a wanted share of good scans stopped, on the scans of all other folds, with the "
             f"{level} interval from resampling groups and seeds. Right: the lines of bad scans "
             "that these saved, as a share of the lines of all scans.",
-            figure=plotting.trade_offs(
+            figure=comparison_figures.trade_offs(
                 scores["stopping"],
                 scores["stops"],
                 names,
@@ -449,7 +450,7 @@ def _drawings(material: Material) -> list[Drawing]:
                 if baseline
                 else "Each pair is written so that its first difference is positive."
             ),
-            figure=plotting.differences(scores["pairs"], names, baseline),
+            figure=comparison_figures.differences(scores["pairs"], names, baseline),
             inputs=["scores/pairs.csv"],
         ),
         Drawing(
@@ -458,7 +459,7 @@ def _drawings(material: Material) -> list[Drawing]:
             caption="One dot is one group that was left out of training (area: number of its "
             "scans; mean over seeds); black: the median group; dotted: guessing. Within a group "
             "the mean is over the classes that it holds.",
-            figure=plotting.group_dots(scores["groups"], names, chance),
+            figure=comparison_figures.group_dots(scores["groups"], names, chance),
             inputs=["scores/groups.csv"],
         ),
         Drawing(
@@ -468,7 +469,7 @@ def _drawings(material: Material) -> list[Drawing]:
             "each false-positive rate; thin: the seeds (where at most four experiments are "
             "compared). With several folds, a seed's curve is the mean of its folds' curves, "
             "weighted by their pairs of scans, so the area under it is the AUROC of the table.",
-            figure=plotting.roc_curves(scores["roc"], names, classes),
+            figure=comparison_figures.roc_curves(scores["roc"], names, classes),
             inputs=["scores/roc.csv"],
         ),
         Drawing(
@@ -476,7 +477,7 @@ def _drawings(material: Material) -> list[Drawing]:
             title="Confusion of classes",
             caption="Last answer of each scan: share of the true class (each row is 100 %) and, "
             "below it, the number of scans summed over seeds.",
-            figure=plotting.confusion_matrices(scores["confusion"], names, classes),
+            figure=comparison_figures.confusion_matrices(scores["confusion"], names, classes),
             inputs=["scores/confusion.csv"],
         ),
         Drawing(
@@ -485,7 +486,7 @@ def _drawings(material: Material) -> list[Drawing]:
             caption="How often predictions of some confidence are right, in bins of confidence; "
             "area of a point: its share of all predictions, also shown as columns. ECE: expected "
             f"calibration error with its {level} interval.",
-            figure=plotting.reliability(scores["calibration"], scores["metrics"], names),
+            figure=comparison_figures.reliability(scores["calibration"], scores["metrics"], names),
             inputs=["scores/calibration.csv", "scores/metrics.csv"],
         ),
         Drawing(
@@ -497,7 +498,7 @@ def _drawings(material: Material) -> list[Drawing]:
             "accuracy is a running mean over the epoch, under augmentation and dropout; validation "
             "accuracy has neither, so the gap may be negative and is no measure of overfitting "
             "by itself.",
-            figure=plotting.learning_curves(material.histories, names),
+            figure=comparison_figures.learning_curves(material.histories, names),
             inputs=histories,
         ),
     ]

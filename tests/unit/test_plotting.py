@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
-from scanbench import plotting
+from scanbench import comparison_figures, plotting
 
 EMPTY = {
     "roc": pd.DataFrame(columns=["experiment", "class", "seed", "fpr", "tpr"]),
@@ -56,7 +56,7 @@ def texts(figure: plotting.Sheet) -> list[str]:
 def test_the_same_table_gives_the_same_bytes_in_every_format(tmp_path: Path) -> None:
     names = LONG_NAMES[:3]
     for folder in ("a", "b"):
-        figure = plotting.roc_curves(roc(names), names, CLASSES)
+        figure = comparison_figures.roc_curves(roc(names), names, CLASSES)
         figure.note("Simulated data: a test")
         plotting.save(figure, tmp_path / folder, "roc")
     for form in plotting.FORMATS:
@@ -72,7 +72,7 @@ def test_rounding_errors_of_the_layout_do_not_reach_the_bytes(
 ) -> None:
     # The solver's answers differ in their last bits from one process to the next.
     def svg(folder: str) -> bytes:
-        figure = plotting.confusion_matrices(confusion(("a", "b")), ("a", "b"), CLASSES)
+        figure = comparison_figures.confusion_matrices(confusion(("a", "b")), ("a", "b"), CLASSES)
         return plotting.save(figure, tmp_path / folder, "x", ["svg"])["svg"].read_bytes()
 
     plain = svg("a")
@@ -89,7 +89,7 @@ def test_rounding_errors_of_the_layout_do_not_reach_the_bytes(
 
 
 def test_saving_twice_changes_nothing(tmp_path: Path) -> None:
-    figure = plotting.confusion_matrices(confusion(("a", "b")), ("a", "b"), CLASSES)
+    figure = comparison_figures.confusion_matrices(confusion(("a", "b")), ("a", "b"), CLASSES)
     first = plotting.save(figure, tmp_path / "a", "x", ["svg"])["svg"].read_bytes()
     assert plotting.save(figure, tmp_path / "b", "x", ["svg"])["svg"].read_bytes() == first
 
@@ -98,7 +98,7 @@ def test_a_users_matplotlib_settings_do_not_reach_the_figures(tmp_path: Path) ->
     import matplotlib
 
     def svg(folder: str) -> bytes:
-        figure = plotting.differences(pairs(("a", "b", "c")), ("a", "b", "c"))
+        figure = comparison_figures.differences(pairs(("a", "b", "c")), ("a", "b", "c"))
         return plotting.save(figure, tmp_path / folder, "x", ["svg"])["svg"].read_bytes()
 
     plain = svg("a")
@@ -122,8 +122,8 @@ def unseen_tick_labels(figure: plotting.Sheet) -> set[Text]:
 def test_no_text_is_smaller_than_seven_points_or_outside_or_on_another(count: int) -> None:
     names = LONG_NAMES[:count]
     for figure in (
-        plotting.confusion_matrices(confusion(names), names, CLASSES),
-        plotting.differences(pairs(names), names),
+        comparison_figures.confusion_matrices(confusion(names), names, CLASSES),
+        comparison_figures.differences(pairs(names), names),
     ):
         figure.note("Data: a test. " + "A long line of attribution. " * 6)
         for _ in range(3):
@@ -150,7 +150,7 @@ def test_no_text_is_smaller_than_seven_points_or_outside_or_on_another(count: in
 
 def test_a_printed_figure_is_one_or_two_columns_wide() -> None:
     millimetres = 25.4
-    figure = plotting.roc_curves(roc(("a", "b")), ("a", "b"), CLASSES)
+    figure = comparison_figures.roc_curves(roc(("a", "b")), ("a", "b"), CLASSES)
     assert figure.get_figwidth() * millimetres == pytest.approx(178)
     assert plotting.message("nothing").get_figwidth() * millimetres == pytest.approx(85)
 
@@ -163,7 +163,7 @@ def test_experiments_are_told_apart_without_colour() -> None:
 
 def test_a_pair_is_turned_so_that_the_larger_comes_first() -> None:
     table = pairs(("low", "high"))  # the difference low − high is −0.1
-    figure = plotting.differences(table, ("low", "high"))
+    figure = comparison_figures.differences(table, ("low", "high"))
     assert "high − low" in texts(figure)
     [dot] = [line for axes in figure.body.axes for line in axes.lines if line.get_marker() == "o"]
     assert dot.get_xdata()[0] == pytest.approx(0.1)
@@ -172,7 +172,7 @@ def test_a_pair_is_turned_so_that_the_larger_comes_first() -> None:
 def test_against_a_baseline_differences_keep_their_sign_and_order() -> None:
     table = pairs(("worse", "better", "base"))
     table = table[table["experiment_b"] == "base"]
-    figure = plotting.differences(table, ("worse", "better", "base"), baseline="base")
+    figure = comparison_figures.differences(table, ("worse", "better", "base"), baseline="base")
     [first] = table["metric"].unique()[:1]
     dots = [line for line in figure.body.axes[0].lines if line.get_marker() == "o"]
     assert [t.get_text() for t in figure.body.axes[0].get_yticklabels()] == [
@@ -189,7 +189,7 @@ def test_confusion_shows_shares_of_the_true_class_and_counts() -> None:
         [("m", 0, "a", "a", 3), ("m", 1, "a", "a", 3), ("m", 0, "a", "b", 2)],
         columns=["experiment", "seed", "true", "predicted", "count"],
     )
-    shown = texts(plotting.confusion_matrices(table, ("m",), ("a", "b")))
+    shown = texts(comparison_figures.confusion_matrices(table, ("m",), ("a", "b")))
     assert "75%\n6" in shown
     assert "25%\n2" in shown
     assert shown.count("0%\n0") == 2  # a class without scans has no shares, and divides nothing
@@ -200,7 +200,7 @@ def test_the_bold_roc_curve_is_the_mean_over_seeds() -> None:
         {"experiment": "m", "class": "a", "seed": [0, 0, 0, 1, 1], "fpr": [0, 0, 1, 0, 1],
          "tpr": [0, 1, 1, 0, 1]}
     )  # fmt: skip
-    figure = plotting.roc_curves(table, ("m",), ("a",))
+    figure = comparison_figures.roc_curves(table, ("m",), ("a",))
     bold = max(figure.body.axes[0].lines, key=lambda line: line.get_linewidth())
     x, y = np.asarray(bold.get_xdata(), float), np.asarray(bold.get_ydata(), float)
     assert np.interp(0.5, x[1:], y[1:]) == pytest.approx((1 + 0.5) / 2)
@@ -211,17 +211,19 @@ def test_learning_curves_show_the_gap_at_the_kept_epoch() -> None:
         {"epoch": [0, 1, 2], "train_loss": [1, 0.5, 0.2], "val_loss": [1, 0.6, 0.9],
          "train_accuracy": [0.3, 0.8, 1.0], "val_accuracy": [0.3, 0.6, 0.5]}
     )  # fmt: skip
-    run = plotting.History(fold=0, seed=0, frame=frame, best_epoch=1)
-    assert "gap +0.20" in texts(plotting.learning_curves({"m": [run]}, ("m", "untrained")))
+    run = comparison_figures.History(fold=0, seed=0, frame=frame, best_epoch=1)
+    assert "gap +0.20" in texts(
+        comparison_figures.learning_curves({"m": [run]}, ("m", "untrained"))
+    )
 
 
 @pytest.mark.parametrize(
     "figure",
     [
-        lambda: plotting.roc_curves(EMPTY["roc"], ("a",), CLASSES),
-        lambda: plotting.confusion_matrices(EMPTY["confusion"], ("a",), CLASSES),
-        lambda: plotting.differences(pairs(("a",)), ("a",)),
-        lambda: plotting.learning_curves({}, ("a",)),
+        lambda: comparison_figures.roc_curves(EMPTY["roc"], ("a",), CLASSES),
+        lambda: comparison_figures.confusion_matrices(EMPTY["confusion"], ("a",), CLASSES),
+        lambda: comparison_figures.differences(pairs(("a",)), ("a",)),
+        lambda: comparison_figures.learning_curves({}, ("a",)),
     ],
 )
 def test_a_figure_without_data_says_so(figure) -> None:
@@ -240,7 +242,7 @@ def test_any_name_becomes_one_drawable_line(name: str, width: int) -> None:
 
 def test_names_that_look_like_markup_are_drawn_as_they_are(tmp_path: Path) -> None:
     names = ("$\\frac{", "<b>&amp;", "a\x00b")
-    figure = plotting.roc_curves(roc(names), names, CLASSES)
+    figure = comparison_figures.roc_curves(roc(names), names, CLASSES)
     svg = plotting.save(figure, tmp_path, "x", ["svg"])["svg"].read_text(encoding="utf-8")
     import xml.etree.ElementTree as ET
 
@@ -261,4 +263,4 @@ def test_an_error_without_interval_stands_alone(ends, written) -> None:
         {"experiment": "a", "bin_low": [0.5], "bin_high": [1.0], "confidence": [0.8],
          "accuracy": [0.7], "count": [9]}
     )  # fmt: skip
-    assert f"a\n{written}" in texts(plotting.reliability(calibration, metrics, ["a"]))
+    assert f"a\n{written}" in texts(comparison_figures.reliability(calibration, metrics, ["a"]))
