@@ -1,243 +1,21 @@
-"""The command line: one thin command per stage, and the few that people use by hand.
-
-Stages are imported when their command runs, so that `scanbench --help` is quick.
-"""
+"""The command line: its parser, and what becomes of errors; `commands` has what it runs."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scanbench import STUDIES, __version__, plan
-from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError, counted
+from scanbench import STUDIES, __version__, commands
+from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError
 from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
 
-if TYPE_CHECKING:
-    from scanbench.tipstate.ingest import IngestSummary
-
 Arguments = argparse.Namespace
-
-#: Columns of a page on which no path is broken.
-WIDE = 10_000
-
-
-def _of_study(args: Arguments, module: str, stage: str | None = None) -> Callable[..., Any]:
-    """Give the function of a stage that each study has for itself; by default its module's name."""
-    return getattr(importlib.import_module(f"scanbench.{args.study}.{module}"), stage or module)
-
-
-def simulate(args: Arguments) -> None:
-    """Write a simulated H:Si(100) data set as Nanonis .sxm files."""
-    _of_study(args, "simulate")({**args.spec, "workers": args.workers}, args.out)
-
-
-def fetch(args: Arguments) -> None:
-    """Download the public H:Si(100) images, or copy a clone of them, and verify every one."""
-    found = _of_study(args, "fetch")(args.out, args.local)
-    print(
-        f"{found.matched} images verified, {len(found.unlisted)} not in the table of checksums, "
-        f"{len(found.absent)} of the table absent"
-    )
-
-
-def ingest(args: Arguments) -> None:
-    """Read raw files into scans, and list every file as read, refused or ignored."""
-    spec = {**args.spec, "workers": args.workers}
-    if args.classes:
-        spec["classes"] = args.classes
-    try:
-        found = _of_study(args, "ingest")(spec, args.folder, args.labels, args.out)
-    except UserError as error:
-        raise UserError(f"{args.dataset}: {error}" if args.dataset else str(error)) from None
-    _print_ingested(found, args.quiet)
-
-
-def _print_ingested(found: IngestSummary, quiet: bool) -> None:
-    for file, status, reason in found.inventory:
-        if quiet and status != "refused":
-            continue
-        print(f"{status:8} {file}" + (f": {reason}" if reason else ""))
-    scans, groups = counted(found.scans, "scan"), counted(found.groups, "group")
-    print(f"{scans} in {groups}, {found.unlabelled:,} without label")
-    if found.unlabelled == found.scans:
-        return
-    for kind, counts in (("class", found.labels), ("excluded", found.excluded)):
-        for name, count in counts.items():
-            print(f"{count:8} {kind} {name}")
-
-
-def convert(args: Arguments) -> None:
-    """Turn scans into one HDF5 store."""
-    from scanbench.convert import convert
-
-    convert(args.spec, args.scans, args.out)
-
-
-def copies(args: Arguments) -> None:
-    """Put augmented copies beside the scans of a store: a leak, to measure what it is worth."""
-    from scanbench.copies import write_copies
-
-    write_copies(args.spec, args.store, args.out)
-
-
-def split(args: Arguments) -> None:
-    """Divide the scans of a store into parts, and audit the division."""
-    from scanbench.splits import Keys, write_split
-
-    write_split(args.spec, args.store, args.out, Keys(args.dataset, args.split))
-
-
-def train(args: Arguments) -> None:
-    """Train one model on one fold with one seed."""
-    from scanbench.training import train
-
-    how = {"resume": False} if args.restart else {}
-    how |= {"tensorboard": True} if args.tensorboard else {}
-    train(
-        {**args.spec, "training": {**args.spec["training"], **how}},
-        args.store,
-        args.split,
-        args.weights.parent,
-        args.start,
-        teacher=args.teacher,
-        chosen=args.chosen,
-    )
-
-
-def choose(args: Arguments) -> None:
-    """Choose the setting of a search that is best on validation scans."""
-    from scanbench.tuning import choose
-
-    choose(args.spec, args.trials, args.out)
-
-
-def predict(args: Arguments) -> None:
-    """Write every held-out prediction of a run."""
-    if args.exported:
-        from scanbench.exported import predict_exported
-
-        predict_exported(args.store, args.split, args.weights.parent, args.exported, args.out)
-        return
-    from scanbench.prediction import predict
-
-    predict(args.store, args.split, args.weights.parent, args.out, unlabelled=args.unlabelled)
-
-
-def combine(args: Arguments) -> None:
-    """Average the held-out predictions of an ensemble's members."""
-    from scanbench.ensembles import combine
-
-    names = args.spec.pop("members")
-    if len(names) != len(args.tables):
-        raise UserError(f"combine: {len(args.tables)} tables for {len(names)} members")
-    members = dict(zip(names, args.tables, strict=True))
-    combine(args.spec, members, args.spec.pop("classes"), args.out)
-
-
-def evaluate(args: Arguments) -> None:
-    """Score the models of a comparison on the same rows."""
-    from scanbench.evaluation import evaluate
-
-    evaluate(args.spec, _runs(args), args.store, args.split, args.out)
-
-
-def agreement(args: Arguments) -> None:
-    """Compare the models of a comparison with people, and estimate the ceiling of noisy labels."""
-    _of_study(args, "agreement")(
-        args.spec, _runs(args), args.store, args.split, args.scans, args.out
-    )
-
-
-def tip_change_scores(args: Arguments) -> None:
-    """Score each line of held-out scans by how much a run takes it for a tip change."""
-    _of_study(args, "tip_change_stage", "tip_change_scores")(
-        args.spec, args.store, args.split, args.weights.parent, args.out
-    )
-
-
-def tip_changes(args: Arguments) -> None:
-    """Judge detectors of tip changes against known lines, and against people's labels of scans."""
-    spec = args.spec
-    scores = {
-        (experiment, fold, seed): args.scores / experiment / f"fold{fold}-seed{seed}.parquet"
-        for experiment in spec["experiments"]
-        for fold in spec["folds"]
-        for seed in spec["seeds"]
-    }
-    _of_study(args, "tip_change_stage", "tip_changes")(
-        spec, scores, args.scans, args.store, args.split, args.out
-    )
-
-
-def render(args: Arguments) -> None:
-    """Draw the figures of a comparison and write its tables and summary page."""
-    from scanbench.render import render
-
-    render(
-        args.spec, args.scores, _runs(args), args.scans, args.store, args.split, args.out,
-        people=args.agreement,
-    )  # fmt: skip
-
-
-def protocols(args: Arguments) -> None:
-    """Put comparisons of the same experiments under several protocols side by side."""
-    from scanbench.protocols import side_by_side
-
-    names = [side["comparison"] for side in args.spec["comparisons"]]
-    folders = {name: args.results / "comparisons" / name / "scores" for name in names}
-    side_by_side(args.spec, folders, args.out)
-
-
-def attribute(args: Arguments) -> None:
-    """Attribute a run's answers about held-out scans to their lines."""
-    _of_study(args, "explanation", "attribute")(
-        args.spec, args.store, args.split, args.weights.parent, args.out
-    )
-
-
-def explain(args: Arguments) -> None:
-    """Put the attributions of an explanation's runs together: what they say and are worth."""
-    folders = {
-        experiment: [
-            args.attributions / experiment / f"fold{fold}-seed{seed}"
-            for fold in args.spec["folds"]
-            for seed in args.spec["seeds"]
-        ]
-        for experiment in args.spec["experiments"]
-    }
-    _of_study(args, "explanation", "explain")(args.spec, folders, args.store, args.scans, args.out)
-
-
-def anomaly_scores(args: Arguments) -> None:
-    """Score how strange held-out scans are to a run from whose training classes were withheld."""
-    _of_study(args, "anomaly", "anomaly_scores")(
-        args.store, args.split, args.weights.parent, args.out
-    )
-
-
-def anomaly(args: Arguments) -> None:
-    """Compare scores of strangeness: how well they tell withheld kinds of scans from known ones."""
-    _of_study(args, "anomaly")(args.spec, _runs(args), args.store, args.split, args.out)
-
-
-def curves(args: Arguments) -> None:
-    """Draw a comparison's experiments against a number of theirs, such as their share of labels."""
-    from scanbench.curves import draw_curves
-
-    draw_curves(args.spec, args.scores, args.out)
-
-
-def realism(args: Arguments) -> None:
-    """Draw and measure how much simulated scans are like real ones."""
-    _of_study(args, "realism")(args.spec, args.real, args.simulated, args.out)
 
 
 def record(args: Arguments) -> None:
@@ -259,164 +37,11 @@ def record(args: Arguments) -> None:
     )
 
 
-def verify(args: Arguments) -> int:
-    """Recheck every checksum of a results folder, from the raw files to the figures."""
-    from scanbench.verification import delete, verify
-
-    found = verify(args.results)
-    for note in found.notes:
-        print(f"note: {note}")
-    for fault in found.faults:
-        print(fault)
-    checked = (
-        f"{counted(found.files, 'file')} ({found.size / 1e6:,.1f} MB), "
-        f"{counted(found.records, 'record')}"
-    )
-    if found.faults:
-        print(f"{args.results}: {counted(len(found.faults), 'fault')} in {checked}")
-        if args.delete:
-            print(
-                f"{args.results}: {counted(delete(args.results, found), 'file')} deleted: run again"
-            )
-        return 1
-    print(f"{args.results}: every checksum holds: {checked}")
-    return 0
-
-
-def trace(args: Arguments) -> None:
-    """Show what a result goes back to, step by step down to the raw files."""
-    from rich.console import Console
-
-    from scanbench.tracing import trace, tree
-
-    chain = trace(args.file)
-    if args.json:
-        print(json.dumps(chain.as_json(), indent=1, ensure_ascii=False))
-    else:
-        # Paths are for copying: the terminal may break lines, the table does not.
-        Console(highlight=False, width=WIDE).print(tree(chain, everything=args.files))
-
-
-def crate(args: Arguments) -> None:
-    """Export results, with all that they go back to, as a Workflow Run RO-Crate."""
-    from scanbench.crate import NO_LICENCE, export
-
-    count = export(args.path, args.out, args.project, args.license or NO_LICENCE)
-    print(f"{args.out}: {counted(count, 'file')} of results with their records")
-
-
-def store_verify(args: Arguments) -> None:
-    """Recheck every checksum and rule of a store."""
-    from scanbench.store import verify
-
-    problems = verify(args.store)
-    if problems:
-        raise UserError("\n".join(f"{args.store}: {problem}" for problem in problems))
-    print(f"{args.store}: whole and consistent")
-
-
-def apply(args: Arguments) -> None:
-    """Let a trained run judge a new folder of scans: CSVs, figures and, with labels, metrics."""
-    # A run lies in DATASET/SPLIT/EXPERIMENT/foldN-seedN.
-    named = [args.folder.resolve().stem, *args.run.resolve().parts[1:][-4:]]
-    out = args.out or Path("-".join(named))
-    done = _of_study(args, "apply")(
-        args.run, args.folder, out, args.labels, args.spec, figures=not args.no_figures
-    )
-    _print_ingested(done.found, quiet=True)
-    for scan, reason in done.left_out.items():
-        print(f"left out {scan}: {reason}")
-    print(f"scans are resampled to {done.lines} lines; lines_seen counts these")
-    if done.seen is None:
-        print(
-            f"{args.run / 'seen.txt'}: not there: whether the run was trained on these is unknown"
-        )
-    elif done.seen:
-        print(
-            f"{done.seen} of {counted(done.judged, 'scan')} had a part in the run's training or "
-            "validation: how well it judges them says nothing about new ones"
-        )
-    if "metrics.csv" in done.files:
-        _print_metrics(out / "metrics.csv", done.absent)
-    print(f"{out}: {', '.join(done.files)}")
-
-
-def _print_metrics(path: Path, absent: Sequence[str]) -> None:
-    import pandas as pd
-
-    metrics = pd.read_csv(path)
-    macro = metrics[(metrics["reading"] == "scan") & metrics["class"].isna()]
-    for row in macro.dropna(subset="value").to_dict("records"):
-        print(f"{row['metric']:>18} {row['value']:.3f}")
-    undefined = macro.loc[macro["value"].isna(), "metric"]
-    if len(undefined):
-        print(f"not defined without labelled scans of {', '.join(absent)}: {', '.join(undefined)}")
-
-
-def stream(args: Arguments) -> None:
-    """Let a trained run watch a running scan: an answer and advice after every line."""
-    from scanbench.tipstate.line_sources import Waiting
-
-    _of_study(args, "stream")(
-        args.run,
-        args.source,
-        args.spec,
-        policy=args.policy,
-        follow=args.follow,
-        view=args.view,
-        record=args.record,
-        attention=args.attention,
-        scan=args.scan,
-        lines=args.lines,
-        pixels=args.pixels,
-        waiting=Waiting(poll_s=args.poll, timeout_s=args.timeout),
-    )
-
-
-def replay(args: Arguments) -> None:
-    """Make recorded streams a page that plays them (.html) or an animated image (.webp, .gif)."""
-    _of_study(args, "replay")(args.recordings, args.out, args.note)
-
-
-def export(args: Arguments) -> None:
-    """Write one step of a run as ONNX, with its state as inputs and outputs, and a model card."""
-    from scanbench.export import export
-
-    export(args.run, args.out, form=args.form, metrics=args.metrics)
-
-
-def deployment(args: Arguments) -> None:
-    """Score an experiment's exported forms beside its runs and their teacher."""
-    from scanbench.deployment import deployment
-
-    deployment(args.spec, args.results, args.store, args.split, args.out)
-
-
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < 1e6:
         raise argparse.ArgumentTypeError(f"no time in seconds: {text!r}")
     return seconds
-
-
-def _runs(args: Arguments) -> dict[str, list[Path]]:
-    """Give the run folders of each experiment of a comparison."""
-    spec = args.spec
-    return {
-        experiment: [
-            args.results
-            / plan.RUN.format(
-                dataset=spec["dataset"],
-                split=spec["split"],
-                experiment=experiment,
-                fold=fold,
-                seed=seed,
-            )
-            for fold in spec["folds"]
-            for seed in spec["seeds"]
-        ]
-        for experiment in spec["experiments"]
-    }
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -438,9 +63,11 @@ def _names(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(prog="scanbench", description=__doc__.splitlines()[0])
+    top = argparse.ArgumentParser(
+        prog="scanbench", description="From raw scans to a comparison of models, stage by stage."
+    )
     top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(
+    names = top.add_subparsers(
         required=True, metavar="COMMAND", help="COMMAND --help explains its arguments"
     )
 
@@ -451,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         spec: bool = True,
     ) -> argparse.ArgumentParser:
         summary = (run.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=summary, description=summary)
+        sub = names.add_parser(name, help=summary, description=summary)
         if spec:
             sub.add_argument("--spec", type=_json, default={}, help="the stage's options, as JSON")
         for path, what in paths.items():
@@ -464,13 +91,15 @@ def parser() -> argparse.ArgumentParser:
         "split": "split file (JSON), from split",
     }
     simulated = command(
-        "simulate", simulate, {"out": "folder to write the .sxm files and tables into"}
+        "simulate", commands.simulate, {"out": "folder to write the .sxm files and tables into"}
     )
-    fetched = command("fetch", fetch, {"out": "folder to write the images into"}, spec=False)
+    fetched = command(
+        "fetch", commands.fetch, {"out": "folder to write the images into"}, spec=False
+    )
     fetched.add_argument("--local", type=Path, help="a local clone, instead of downloading")
     read = command(
         "ingest",
-        ingest,
+        commands.ingest,
         {
             "folder": "folder of instrument files, or one .npz or .mat file",
             "out": "scans folder to write",
@@ -488,19 +117,19 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--workers", type=int, default=1, help="processes to use; default: 1")
     command(
         "convert",
-        convert,
+        commands.convert,
         {"scans": "scans folder, from ingest", "out": "HDF5 store to write"},
     )
-    command("copies", copies, {"store": trained_on["store"], "out": "HDF5 store to write"})
+    command("copies", commands.copies, {"store": trained_on["store"], "out": "HDF5 store to write"})
     divided = command(
-        "split", split, {"store": trained_on["store"], "out": "split file to write (JSON)"}
+        "split", commands.split, {"store": trained_on["store"], "out": "split file to write (JSON)"}
     )
     divided.add_argument("--split", default="", help="name of the split, for messages")
     for sub in (read, divided):
         sub.add_argument("--dataset", default="", help="name of the data set, for messages")
     trained = command(
         "train",
-        train,
+        commands.train,
         {
             **trained_on,
             "weights": "RUN/weights.safetensors; the run's other files are written beside it",
@@ -517,11 +146,11 @@ def parser() -> argparse.ArgumentParser:
     trained.add_argument(
         "--tensorboard", action="store_true", help="also write the history for TensorBoard"
     )
-    settled = command("choose", choose, {"out": "JSON file to write"})
+    settled = command("choose", commands.choose, {"out": "JSON file to write"})
     settled.add_argument("trials", type=Path, nargs="+", help="folders of trials, from train")
     predicted = command(
         "predict",
-        predict,
+        commands.predict,
         {
             **trained_on,
             "weights": "weights.safetensors of a run, from train",
@@ -536,14 +165,18 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="predict the scans without label of the tested groups, instead of the test part",
     )
-    pooled = command("combine", combine, {"out": "table of predictions to write (Parquet)"})
+    pooled = command(
+        "combine", commands.combine, {"out": "table of predictions to write (Parquet)"}
+    )
     pooled.add_argument(
         "tables", type=Path, nargs="+", help="the members' tables of predictions, from predict"
     )
-    scored = command("evaluate", evaluate, {**trained_on, "out": "folder of scores to write"})
+    scored = command(
+        "evaluate", commands.evaluate, {**trained_on, "out": "folder of scores to write"}
+    )
     compared = command(
         "agreement",
-        agreement,
+        commands.agreement,
         {
             **trained_on,
             "scans": "scans folder, from ingest, with people's scores in its manifest",
@@ -552,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     )
     line_scored = command(
         "tip-change-scores",
-        tip_change_scores,
+        commands.tip_change_scores,
         {
             **trained_on,
             "weights": "weights.safetensors of a run, from train",
@@ -561,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     )
     detected = command(
         "tip-changes",
-        tip_changes,
+        commands.tip_changes,
         {
             **trained_on,
             "scans": "scans folder, from ingest",
@@ -571,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn = command(
         "render",
-        render,
+        commands.render,
         {
             "scores": "folder of scores, from evaluate",
             "scans": "scans folder, from ingest",
@@ -592,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     )
     kept.add_argument("command", nargs="+", help="-- COMMAND and its arguments")
     rechecked = command(
-        "verify", verify, {"results": "folder of results, with records/ in it"}, spec=False
+        "verify", commands.verify, {"results": "folder of results, with records/ in it"}, spec=False
     )
     rechecked.add_argument(
         "--delete",
@@ -601,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     )
     likened = command(
         "realism",
-        realism,
+        commands.realism,
         {
             "real": "store of real scans, from convert",
             "simulated": "store of simulated scans, from convert",
@@ -610,7 +243,7 @@ def parser() -> argparse.ArgumentParser:
     )
     traced = command(
         "trace",
-        trace,
+        commands.trace,
         {"file": "figure, table, weights, or any other file or folder of a results folder"},
         spec=False,
     )
@@ -619,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--json", action="store_true", help="print everything as JSON")
     exported_as = command(
         "crate",
-        crate,
+        commands.crate,
         {
             "path": "folder of results, or a file or folder in it: its chain alone",
             "out": "folder to write, or a .zip file",
@@ -633,10 +266,12 @@ def parser() -> argparse.ArgumentParser:
         "--license",
         help="of the results: an address, as https://spdx.org/licenses/CC-BY-4.0, or a text",
     )
-    beside = command("protocols", protocols, {"out": "folder to write the table and figure into"})
+    beside = command(
+        "protocols", commands.protocols, {"out": "folder to write the table and figure into"}
+    )
     attributed = command(
         "attribute",
-        attribute,
+        commands.attribute,
         {
             **trained_on,
             "weights": "weights.safetensors of a run, from train",
@@ -645,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     )
     explained = command(
         "explain",
-        explain,
+        commands.explain,
         {
             "attributions": "folder with EXPERIMENT/foldN-seedN, from attribute",
             "scans": "scans folder, from ingest",
@@ -655,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
     )
     strange = command(
         "anomaly-scores",
-        anomaly_scores,
+        commands.anomaly_scores,
         {
             **trained_on,
             "weights": "weights.safetensors of a run with withheld classes, from train",
@@ -664,9 +299,11 @@ def parser() -> argparse.ArgumentParser:
         spec=False,
     )
     flagged = command(
-        "anomaly", anomaly, {**trained_on, "out": "folder to write tables and figures into"}
+        "anomaly",
+        commands.anomaly,
+        {**trained_on, "out": "folder to write tables and figures into"},
     )
-    brought = command("deployment", deployment, {**trained_on, "out": "folder to write"})
+    brought = command("deployment", commands.deployment, {**trained_on, "out": "folder to write"})
     for sub in (scored, compared, drawn, beside, flagged, brought, kept):
         sub.add_argument(
             "--results",
@@ -676,7 +313,7 @@ def parser() -> argparse.ArgumentParser:
         )
     command(
         "curves",
-        curves,
+        commands.curves,
         {
             "scores": "folder of scores of the comparison, from evaluate",
             "out": "folder to write the tables and the figure into",
@@ -684,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     )
     applied = command(
         "apply",
-        apply,
+        commands.apply,
         {
             "run": "folder of a trained run, .../DATASET/SPLIT/EXPERIMENT/foldN-seedN",
             "folder": "folder of instrument files, or one .npz or .mat file",
@@ -694,7 +331,7 @@ def parser() -> argparse.ArgumentParser:
     applied.add_argument("--out", type=Path, help="default: FOLDER-DATASET-SPLIT-EXPERIMENT-RUN")
     applied.add_argument("--no-figures", action="store_true", help="draw no figure per scan")
     trained_run = "folder of a trained run, .../DATASET/SPLIT/EXPERIMENT/foldN-seedN"
-    watched = command("stream", stream, {"run": trained_run})
+    watched = command("stream", commands.stream, {"run": trained_run})
     watched.add_argument(
         "source",
         help="instrument file, folder of a recording, - for .npy or raw float32 lines on stdin, or "
@@ -721,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
         ("--timeout", 300.0, "end after so many seconds without a new line"),
     ):
         watched.add_argument(flag, type=_seconds, default=seconds, help=f"{what}; {seconds:g}")
-    replayed = command("replay", replay, {}, spec=False)
+    replayed = command("replay", commands.replay, {}, spec=False)
     replayed.add_argument(
         "recordings",
         type=Path,
@@ -732,7 +369,7 @@ def parser() -> argparse.ArgumentParser:
     replayed.add_argument("out", type=Path, help="file to write: .html, .webp, .gif or .png")
     replayed.add_argument("--note", default="", help="source and licence of the data, to be shown")
     exported = command(
-        "export", export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
+        "export", commands.export, {"run": trained_run, "out": "ONNX file to write"}, spec=False
     )
     exported.add_argument(
         "--form", default="fp32", metavar="FORM", help="weights as fp32 (default), fp16 or int8"
@@ -748,12 +385,12 @@ def parser() -> argparse.ArgumentParser:
             default=STUDIES[0],
             help=f"study that the data belong to; default: {STUDIES[0]}",
         )
-    stored = commands.add_parser("store", help="Check a store.", description="Check a store.")
+    stored = names.add_parser("store", help="Check a store.", description="Check a store.")
     actions = stored.add_subparsers(required=True, metavar="ACTION", help="what to do with it")
-    summary = (store_verify.__doc__ or "").splitlines()[0]
+    summary = (commands.store_verify.__doc__ or "").splitlines()[0]
     whole = actions.add_parser("verify", help=summary, description=summary)
     whole.add_argument("store", type=Path, help=trained_on["store"])
-    whole.set_defaults(run_command=store_verify)
+    whole.set_defaults(run_command=commands.store_verify)
     return top
 
 
@@ -774,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         with suppress(BrokenPipeError):  # whoever read the output was stopped too
             # What was measured meanwhile does not come again.
-            more = "" if args.run_command is stream else "; run again to go on"
+            more = "" if args.run_command is commands.stream else "; run again to go on"
             print(f"scanbench: stopped by {stopped}{more}", file=sys.stderr)
         return 128 + stopped.signum
     except UserError as error:

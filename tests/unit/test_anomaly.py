@@ -25,6 +25,7 @@ from scanbench.errors import UserError
 from scanbench.files import sha256_of
 from scanbench.prediction import predict
 from scanbench.runs import load_run
+from scanbench.samples import trained_classes
 from scanbench.store import Store
 from scanbench.tipstate.anomaly import (
     SCORES,
@@ -39,7 +40,7 @@ from scanbench.tipstate.anomaly import (
     read_scores,
 )
 from scanbench.tipstate.models import build
-from scanbench.training import train, trained_classes
+from scanbench.training import train
 
 INTERVALS = {"bootstrap": 200, "confidence": 0.95, "seed": 0, "withheld": ["defect"]}
 

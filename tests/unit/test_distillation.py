@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from scanbench.answers import Answers
 from scanbench.augment import Augmentation
+from scanbench.classification import Classification
 from scanbench.distillation import Distillation, Teacher, at_lines, soft_loss
 from scanbench.errors import UserError
 from scanbench.learning import Settings
 from scanbench.runs import AnswerTimes, load_run
+from scanbench.samples import Batch
 from scanbench.store import Store
-from scanbench.training import Batch, Classification, train
+from scanbench.training import train
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from small_study import ids, spec
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
 from scanbench.runs import load_run
+from scanbench.samples import share_of
 from scanbench.start import SEEN
 from scanbench.store import Store
-from scanbench.training import share_of, train
+from scanbench.training import train
 
 Study = tuple[Path, Path]
 #: Another digit for each.

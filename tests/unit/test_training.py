@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from scanbench import learning, sources
 from scanbench.augment import Augmentation
+from scanbench.classification import Classification
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
 from scanbench.learning import (
@@ -37,8 +38,9 @@ from scanbench.learning import (
     parameter_groups,
 )
 from scanbench.runs import AnswerTimes, load_run
+from scanbench.samples import Batch, class_weights
 from scanbench.store import Store
-from scanbench.training import HISTORY, Batch, Classification, class_weights, train
+from scanbench.training import HISTORY, train
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +102,9 @@ def test_only_what_can_change_a_run_trains_it_again() -> None:
     names = {path.stem for path in sources.closure("scanbench.training")}
     shared = {"__init__", "errors", "files", "provenance", "sources"}
     reading = {"split_file", "store", "windows"}
-    ours = {"answers", "augment", "distillation", "learning", "runs", "start", "training", "tuning"}
-    assert names == shared | reading | ours
+    data = {"augment", "samples"}
+    ours = {"answers", "classification", "distillation", "learning", "runs", "start", "training"}
+    assert names == shared | reading | data | ours | {"tuning"}
 
 
 # ------------------------------------------------------------------------------------- the loss

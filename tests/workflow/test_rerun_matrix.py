@@ -242,12 +242,12 @@ DYNAMIC = {
     # Only to render a comparison: what others take from it draws nothing of a study.
     "scanbench.render": [],
     # No stage imports these: they plan, and hand over.
-    "scanbench.cli": [],
+    "scanbench.commands": [],
     "scanbench.config": [],
     "scanbench.plan": [],
 }
-#: `scanbench.cli` and what it needs to start, and to record a job, are no inputs of a rule: they
-#: parse a command and hand it over, and every edit of them would rerun everything.
+#: `scanbench.cli`, `scanbench.commands` and what they need to start, and to record a job, are no
+#: inputs of a rule: they parse a command and hand it over, and every edit would rerun everything.
 
 
 def module_of(path: Path) -> str:
@@ -264,9 +264,9 @@ def test_every_module_that_imports_by_a_made_up_name_is_known() -> None:
     assert found == set(DYNAMIC)
 
 
-CLI = {
+COMMANDS = {
     node.name: node
-    for node in ast.parse((sources.ROOT / "cli.py").read_bytes()).body
+    for node in ast.parse((sources.ROOT / "commands.py").read_bytes()).body
     if isinstance(node, ast.FunctionDef)
 }
 
@@ -275,7 +275,7 @@ def imported_by(command: str) -> set[str]:
     """Return the modules that a shell command's function of the command line imports."""
     words = shlex.split(command)
     words = words[words.index("--") + 1 :]  # before it: what records the job
-    return set(_imported(CLI[words[0].replace("-", "_")].body, set(words)))
+    return set(_imported(COMMANDS[words[0].replace("-", "_")].body, set(words)))
 
 
 def _imported(body: list[ast.stmt], words: set[str]) -> Iterator[str]:
@@ -293,8 +293,8 @@ def _imported(body: list[ast.stmt], words: set[str]) -> Iterator[str]:
                 if node.func.id == "_of_study":
                     assert isinstance(node.args[1], ast.Constant)
                     yield f"scanbench.tipstate.{node.args[1].value}"
-                elif node.func.id.startswith("_") and node.func.id in CLI:
-                    yield from _imported(CLI[node.func.id].body, words)
+                elif node.func.id.startswith("_") and node.func.id in COMMANDS:
+                    yield from _imported(COMMANDS[node.func.id].body, words)
 
 
 #: What the rule `render` draws with.
