@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatr
 
 from scanbench.augment import Augmentation, augment
 from scanbench.distillation import Distillation, soft_loss
-from scanbench.learning import Settings
+from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes
 from scanbench.samples import Batch
 

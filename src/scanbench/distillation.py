@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from scanbench.answers import Answers, predict_arrays
 from scanbench.errors import UserError, did_you_mean
-from scanbench.learning import from_config
+from scanbench.learner import from_config
 from scanbench.runs import META
 from scanbench.start import Foundation, load_foundation
 from scanbench.store import FloatArray, Store

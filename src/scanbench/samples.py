@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scanbench.errors import UserError, did_you_mean
-from scanbench.learning import Settings
+from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes
 from scanbench.store import Store
 from scanbench.windows import WindowReader

@@ -26,15 +26,8 @@ from scanbench.classification import Classification
 from scanbench.distillation import Teacher
 from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
-from scanbench.learning import (
-    Learner,
-    Settings,
-    accelerator,
-    device_name,
-    fit,
-    from_config,
-    resolve_precision,
-)
+from scanbench.learner import Learner, Settings, from_config
+from scanbench.learning import accelerator, device_name, fit, resolve_precision
 from scanbench.runs import (
     META,
     WEIGHTS,

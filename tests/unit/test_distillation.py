@@ -21,7 +21,7 @@ from scanbench.augment import Augmentation
 from scanbench.classification import Classification
 from scanbench.distillation import Distillation, Teacher, at_lines, soft_loss
 from scanbench.errors import UserError
-from scanbench.learning import Settings
+from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes, load_run
 from scanbench.samples import Batch
 from scanbench.store import Store

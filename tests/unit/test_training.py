@@ -27,16 +27,11 @@ from torch.nn import functional as F
 
 from scanbench import learning, sources
 from scanbench.augment import Augmentation
+from scanbench.checkpoints import WholeCheckpoints
 from scanbench.classification import Classification
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
-from scanbench.learning import (
-    Settings,
-    WholeCheckpoints,
-    from_config,
-    learning_rate,
-    parameter_groups,
-)
+from scanbench.learner import Settings, from_config, learning_rate, parameter_groups
 from scanbench.runs import AnswerTimes, load_run
 from scanbench.samples import Batch, class_weights
 from scanbench.store import Store
@@ -103,8 +98,8 @@ def test_only_what_can_change_a_run_trains_it_again() -> None:
     shared = {"__init__", "errors", "files", "provenance", "sources"}
     reading = {"split_file", "store", "windows"}
     data = {"augment", "samples"}
-    ours = {"answers", "classification", "distillation", "learning", "runs", "start", "training"}
-    assert names == shared | reading | data | ours | {"tuning"}
+    loop = {"checkpoints", "classification", "distillation", "learner", "learning", "training"}
+    assert names == shared | reading | data | loop | {"answers", "runs", "start", "tuning"}
 
 
 # ------------------------------------------------------------------------------------- the loss
