@@ -144,12 +144,30 @@ def test_a_model_that_is_fitted_at_once_is_taken_as_it_is_or_not_at_all(
         train(spec("features"), *real, tmp_path / "again", tmp_path / "start")
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "fitted"),
+    [
+        ("efficientnet-linear", {}, {"head.weight", "head.bias"}),
+        (
+            "efficientnet-rolling",
+            {"window": 12, "stride": 4},
+            {"coefficient_TCF", "intercept_TC"},
+        ),
+    ],
+)
 def test_a_model_that_can_be_fitted_anew_is_drawn_to_its_start(
-    real: Study, simulated: Study, tmp_path: Path
+    real: Study,
+    simulated: Study,
+    tmp_path: Path,
+    model: str,
+    options: dict[str, int],
+    fitted: set[str],
 ) -> None:
     def linear(strength: float, **changes: Any) -> dict[str, Any]:
-        options = {"magnification": 3, "inverse_regularisation": strength}
-        return spec("efficientnet-linear", options=options, **changes)
+        how = options | {"magnification": 3, "inverse_regularisation": strength}
+        return spec(model, options=how, **changes)
+
+    coefficients = next(name for name in fitted if name in ("head.weight", "coefficient_TCF"))
 
     moved = []
     for strength in (1e-6, 0.1):
@@ -159,11 +177,11 @@ def test_a_model_that_can_be_fitted_anew_is_drawn_to_its_start(
         train(linear(strength, training={"fraction": 0.1}), *real, tmp_path / f"{strength}", start)
         ours, theirs = weights(tmp_path / f"{strength}"), weights(start)
         changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
-        assert changed <= {"head.weight", "head.bias"}
-        moved.append(float((ours["head.weight"] - theirs["head.weight"]).norm()))
+        assert changed <= fitted
+        moved.append(float((ours[coefficients] - theirs[coefficients]).norm()))
     assert moved[0] < 1e-3 < moved[1]
     other = edited(real, tmp_path / "other", classes=["a", "b", "c"])
-    with pytest.raises(UserError, match="efficientnet-linear is fitted at once and keeps its"):
+    with pytest.raises(UserError, match=f"{model} is fitted at once and keeps its"):
         train(linear(0.1), *other, tmp_path / "none", start)
 
 

@@ -8,6 +8,7 @@ W lines of a window, T windows of a scan (= answers), F features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from scanbench.tipstate.models._efficientnet import EfficientNet
-from scanbench.tipstate.models._linear import fit_linear
+from scanbench.tipstate.models._linear import fit_linear, refit_linear
 from scanbench.tipstate.models.efficientnet import (
     LARGEST,
     SMALLEST,
@@ -134,18 +135,11 @@ class Model(nn.Module):
         to hold every class takes the classifier of the one before.
         """
         self.encoder.load_imagenet()
-        chunks = torch.from_numpy(x_NLP).split(CHUNK)
-        with torch.inference_mode():
-            feature_NTF = torch.cat(
-                [self._features(x_BLP) for x_BLP in tqdm(chunks, desc="features", leave=False)]
-            )
-        for t, line in enumerate(self.answer_lines()):
-            reached = np.flatnonzero(n_lines_N >= line)
+        for t, (reached, feature_NF) in enumerate(self._reached(x_NLP, n_lines_N)):
             if len(set(labels_N[reached])) < len(class_weights_C):
                 for buffer in self.buffers(recurse=False):
                     buffer[t] = buffer[max(t - 1, 0)]
                 continue
-            feature_NF = feature_NTF[reached, t]
             self.mean_TF[t] = feature_NF.mean(0)
             self.scale_TF[t] = feature_NF.std(0, correction=0).clamp(min=TINY)
             self.coefficient_TCF[t], self.intercept_TC[t] = fit_linear(
@@ -155,6 +149,43 @@ class Model(nn.Module):
                 inverse_regularisation=self.options.inverse_regularisation,
                 max_iter=300,
             )
+
+    def refit(
+        self,
+        x_NLP: np.ndarray,
+        n_lines_N: np.ndarray,
+        labels_N: np.ndarray,
+        class_weights_C: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Fit the linear classifiers anew, each drawn to what it is; features are scaled as before.
+
+        An answer that no scan reaches stays as it is.
+        """
+        for t, (reached, feature_NF) in enumerate(self._reached(x_NLP, n_lines_N)):
+            if not len(reached):
+                continue
+            self.coefficient_TCF[t], self.intercept_TC[t] = refit_linear(
+                self._standardised(feature_NF, t),
+                labels_N[reached],
+                class_weights_C,
+                (self.coefficient_TCF[t], self.intercept_TC[t]),
+                inverse_regularisation=self.options.inverse_regularisation,
+                max_iter=300,
+            )
+
+    def _reached(
+        self, x_NLP: np.ndarray, n_lines_N: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield, for each answer, which scans reach it, and their features [N, 2·F] by then."""
+        chunks = torch.from_numpy(x_NLP).split(CHUNK)
+        with torch.no_grad():
+            feature_NTF = torch.cat(
+                [self._features(x_BLP) for x_BLP in tqdm(chunks, desc="features", leave=False)]
+            )
+        for t, line in enumerate(self.answer_lines()):
+            reached = np.flatnonzero(n_lines_N >= line)
+            yield reached, feature_NTF[reached, t]
 
     def _features(self, x_BLP: Tensor) -> Tensor:
         """Return the features of the windows up to each, [B, T, 2·F]."""
