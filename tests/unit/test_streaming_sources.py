@@ -370,6 +370,35 @@ def test_no_wait_for_a_controllers_answer_is_longer_than_the_time_limit():
         assert time.monotonic() - begin < 5
 
 
+def test_where_nobody_listens_the_stream_ends_at_once_and_names_host_and_port():
+    pytest.importorskip("nanonis_spm", reason="nanonis-spm is an optional extra")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=f"host 127.0.0.1, port {port} .*refused.*start the") as no:
+        controller_lines(f"nanonis://127.0.0.1:{port}", "Z", Waiting(), False)
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(no.value)
+
+
+def test_a_wait_for_a_scan_is_told_once_and_not_when_lines_come(capsys):
+    x_LP = heights()
+    gone = UnavailableError("a.sxm: No such file or directory")
+    none = measured(x_LP, 0)
+    list(follow(frames(gone, gone, none, none, measured(x_LP, 5), x_LP), QUICK))
+    assert capsys.readouterr().err == (
+        "scanbench: a.sxm: No such file or directory; waiting for a scan, for 0.05 s at most "
+        "(--timeout)\n"
+    )
+    list(follow(frames(none, none, x_LP), QUICK, endless=True))
+    first, second = capsys.readouterr().err.splitlines()
+    assert "scan: no line is measured yet; waiting for a scan" in first
+    assert "scan: the scan is over; waiting for a scan" in second
+    list(follow(frames(measured(x_LP, 5), x_LP), QUICK))
+    assert capsys.readouterr().err == ""
+
+
 def test_what_a_controller_lacks_is_said_in_one_line(controller):
     with pytest.raises(UnavailableError, match="records no channel Phase, only Current"):
         Controller(url_of(controller), "Phase", 5).snapshot()
