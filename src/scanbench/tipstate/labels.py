@@ -23,7 +23,7 @@ _LARGEST_WORKBOOK = 2**27
 #: Cells, empty ones included, that a sheet may span; the H:Si(100) sheet spans 40,000.
 _MOST_CELLS = 10_000_000
 
-#: What to do about a label that is no class.
+#: What to do about a label that is no class, where classes can be chosen.
 OWN_CLASSES = (
     "mend it, or name your own classes: `classes: [A, B]` in the data set, --classes A,B by hand"
 )
@@ -114,7 +114,7 @@ class ScoreSheet:
                 raise UserError(f"labels.{key}: {value!r} is not a number of 0 or more")
 
 
-def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
+def read_table(path: Path, classes: Sequence[str], mend: str = OWN_CLASSES) -> dict[str, Label]:
     """Read a label table: CSV, TSV or XLSX with columns `scan`, `label`, `group`, `change_line`.
 
     Parameters
@@ -124,6 +124,8 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         its suffix; `group` and `change_line` may be missing. An empty label means none.
     classes
         Labels that may stand in it.
+    mend
+        What the message says to do about another.
 
     Returns
     -------
@@ -149,9 +151,7 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         if not scan:
             raise UserError(f"{where}: names no scan")
         if label and label not in classes:
-            raise UserError(
-                f"{where}: label {label!r} is not one of {', '.join(classes)}; {OWN_CLASSES}"
-            )
+            raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}; {mend}")
         change = row.get("change_line", "").strip()
         # Of digits alone `isdigit` is true for "²" too, which is no number.
         if change and not (change.isascii() and change.isdecimal()):
@@ -326,8 +326,9 @@ def match(
         elif rows_without_scan == "error":
             raise UserError(
                 f"{where}: no scan {scan} is there; mend its name (a file is named as "
-                f"{min(files)}, from the data folder on), take it out, or set "
-                "ingest.rows_without_scan: ignore"
+                f"{min(files)}, from the data folder on), take it out, or pass over such rows: "
+                "`ingest: {rows_without_scan: ignore}` in the data set, "
+                """--spec '{"rows_without_scan": "ignore"}' by hand"""
             )
         else:
             without += 1
