@@ -7,6 +7,7 @@ import os
 import socket
 import socketserver
 import struct
+import subprocess
 import threading
 import time
 
@@ -73,8 +74,24 @@ def test_a_finished_file_gives_its_lines(tmp_path):
     assert found[0].planned_lines == LINES
     assert found[0].unit == "m"
     assert_lines(found, heights())
-    with pytest.raises(UserError, match="no scan 'sideways'; --scan is one of forward, backward"):
+    with pytest.raises(UserError, match="'sideways'; give one of --scan=forward, --scan=backward"):
         list(file_lines(tmp_path / "a.sxm", ReadOptions(), "sideways"))
+
+
+@pytest.mark.parametrize(
+    "name", ["down forward", 'it\'s "so"', "$HOME `ls` \\", "-x", "Größe", "two\nlines\x1b[1m"]
+)
+def test_a_scan_of_several_is_named_as_a_shell_takes_it(tmp_path, name):
+    np.savez(tmp_path / "two.npz", images=np.stack([heights(), heights()]), scan_ids=["a", name])
+    with pytest.raises(UserError, match=r"two\.npz: holds several scans; give one of ") as told:
+        list(file_lines(tmp_path / "two.npz", ReadOptions()))
+    assert "\n" not in str(told.value)
+    option = str(told.value).partition("--scan=a, ")[2]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {option}"], capture_output=True, check=True
+    )
+    assert words.stdout.decode() == f"--scan={name}\0"
+    assert_lines(file_lines(tmp_path / "two.npz", ReadOptions(), name), heights())
 
 
 def test_a_file_that_grows_at_its_end_gives_each_line_once_it_is_whole(tmp_path):

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import select
+import shlex
 import socket
 import struct
 import sys
@@ -83,11 +84,11 @@ def file_lines(path: Path, options: ReadOptions, scan: str | None = None) -> Ite
 def _frame(path: Path, options: ReadOptions, wanted: str | None) -> Frame:
     found = {_name(scan): scan for scan in read(path, options)}
     if wanted is not None and wanted not in found:
-        raise UserError(f"{path}: no scan {wanted!r}; --scan is one of {_listed(found)}")
+        raise UserError(f"{path}: no scan {wanted!r}; give one of {_listed(found)}")
     if wanted is None:
         forward = {n: scan for n, scan in found.items() if scan.direction == "forward"} or found
         if len(forward) > 1:
-            raise UserError(f"{path}: holds several scans, name one: --scan {_listed(forward)}")
+            raise UserError(f"{path}: holds several scans; give one of {_listed(forward)}")
         wanted = next(iter(forward))
     scan = found[wanted]
     info = ScanInfo(
@@ -107,8 +108,17 @@ def _name(scan: RawScan) -> str:
 
 
 def _listed(found: dict[str, RawScan]) -> str:
-    names = list(found)
+    """Return the options that name scans, each as a shell takes it; of many, the first few."""
+    names = [f"--scan={_quoted(name)}" for name in found]
     return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")
+
+
+def _quoted(text: str) -> str:
+    """Return a word of a shell that stands for a text, on one line whatever the text holds."""
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = (f"\\U{ord(c):08x}" if c in "\\'" or not c.isprintable() else c for c in text)
+    return f"$'{''.join(codes)}'"
 
 
 def follow(
