@@ -371,7 +371,7 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
     Raises
     ------
     UserError
-        If there is no such file or sheet, or it is not .csv, .tsv or .xlsx.
+        If there is no such file or sheet, it is empty, or it is not .csv, .tsv or .xlsx.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such label table")
@@ -390,16 +390,27 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
             return table
         if suffix == ".xlsx":
             _bound_workbook(path, sheet)
-            return pd.read_excel(
+            table = pd.read_excel(
                 path, sheet_name=sheet or 0, dtype=str, keep_default_na=False, engine="openpyxl"
             )
+            if not len(table.columns):
+                raise UserError(_empty(path, sheet))
+            return table
     except UserError:
         raise
+    except pd.errors.EmptyDataError:
+        raise UserError(_empty(path, sheet)) from None
     # pandas and openpyxl raise whatever a broken file makes of them.
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path}: cannot be read as a label table ({cause})") from error
     raise UserError(f"{path}: a label table is .csv, .tsv or .xlsx")
+
+
+def _empty(path: Path, sheet: str | None) -> str:
+    if sheet:
+        return f"{path} {sheet}: is empty; give the sheet with its header"
+    return f"{path}: is empty; give a header, `scan,label`, and a row for each scan"
 
 
 def _bound_workbook(path: Path, sheet: str | None) -> None:
