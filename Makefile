@@ -33,7 +33,7 @@ SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core
 SNAKEMAKE = $(BIN)/snakemake --configfile config.yaml $(CONFIG)
 GPU_LIMIT = $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: help env lock results report test slurm lint audit dry-run bench clean
+.PHONY: help env lock check-config results report test slurm lint audit dry-run bench clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -51,11 +51,15 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 lock:  ## resolve requirements.in anew
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock" --upgrade -o requirements.lock requirements.in
 
-results: env  ## run the pipeline (CONFIG=config/quick.yaml) and write the report
+# Snakemake says of a wrong file neither its name nor the line.
+check-config: env
+	@$(BIN)/python -m scanbench.config_files config.yaml $(CONFIG)
+
+results: env check-config  ## run the pipeline (CONFIG=config/quick.yaml) and write the report
 	$(SNAKEMAKE) --cores $(CORES) $(GPU_LIMIT) --rerun-incomplete
 	$(MAKE) --no-print-directory report
 
-report: env  ## write the HTML report of what has run
+report: env check-config  ## write the HTML report of what has run
 	$(SNAKEMAKE) --cores 1 --quiet all --report $(REPORT)
 	@echo "Report:   $(REPORT)"
 	@$(SNAKEMAKE) --summary 2>/dev/null | sed -nE \
@@ -83,7 +87,7 @@ lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 audit: env  ## look for known flaws of the pinned packages (asks PyPI)
 	$(BIN)/python -m uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes -r requirements.lock
 
-dry-run: env  ## plan the full study, or what CONFIG= names, without running it
+dry-run: env check-config  ## plan the full study, or what CONFIG= names, without running it
 	$(if $(filter file,$(origin CONFIG)),$(BIN)/snakemake,$(SNAKEMAKE)) --dry-run --quiet rules
 
 bench: env  ## the speed benchmarks

@@ -4,8 +4,11 @@ import os
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from scanbench.config_files import check
+from scanbench.errors import UserError
 from scanbench.failures import Failures
 
 min_version("9.0")
@@ -17,6 +20,13 @@ os.environ.update(
 
 failures = Failures()
 logger.addHandler(failures)
+
+
+try:
+    if Path("config.yaml").exists():
+        check(Path("config.yaml"))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 
 configfile: "config.yaml"

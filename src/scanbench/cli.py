@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scanbench import STUDIES, __version__, commands
-from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError
+from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError, did_you_mean
 from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
 
@@ -61,9 +61,37 @@ def _names(text: str) -> list[str]:
     return names
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers for its own arguments.
+
+    Python's hands what a command does not know up to the program, whose usage does not help, and
+    says of a misspelt option before a missing argument that only the latter is wrong.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse all arguments; what is not known is an error here."""
+        words = sys.argv[1:] if args is None else list(args)
+        self._check_options(words)
+        known, rest = super().parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return known, rest
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        for word in words:
+            # What follows a command is its own to judge.
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                return
+            name = word.partition("=")[0]
+            # The beginning of an option stands for it.
+            if name.startswith("--") and not any(own.startswith(name) for own in options):
+                self.error(f"unrecognized option {name}: {did_you_mean(name, options)}")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="scanbench", description="From raw scans to a comparison of models, stage by stage."
     )
     top.add_argument("--version", action="version", version=__version__)

@@ -230,7 +230,7 @@ def by_lines(
     chance
         Metric → value of guessing, drawn as a dotted line.
     settled
-        Experiment → line from which on its AUROC is settled (`tables.settled_from`).
+        Experiment → line from which on its AUROC is settled (`tables.settled_early`).
     """
     styles = experiment_styles(experiments)
     rows = metrics[(metrics["reading"] == "lines") & _macro(metrics)]
@@ -296,7 +296,7 @@ def by_lines(
             draw(axes, metric, experiment, line, band=True)
         finish(axes, names)
         axes.set_title(wrapped(experiment, 26))
-        if settled and settled.get(experiment, math.nan) < last:
+        if settled and experiment in settled:
             axes.axvline(settled[experiment], color="black", linewidth=0.8)
     for axes in _lowest(grid[: len(running)], columns):
         axes.tick_params(labelbottom=True)

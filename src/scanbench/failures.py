@@ -20,6 +20,11 @@ STATES = {
     "NODE_FAIL": "its node failed",
 }
 
+#: What Snakemake logs at Ctrl-C, and how the log of a job ends that it ended.
+INTERRUPTED = "Terminating processes on user request"
+ENDED = re.compile(r"KeyboardInterrupt|scanbench: stopped by SIGINT\b.*")
+STOPPED = "stopped by Ctrl-C; run again to go on"
+
 
 def mistakes(log: Path) -> list[str]:
     """List what a user must mend, as the commands of a job said in its log.
@@ -61,9 +66,14 @@ class Failure:
     logs: tuple[str, ...]
     said: str
 
-    @property
-    def cause(self) -> str:
-        """The mistake to mend, or the state in which SLURM left the job, or its last words."""
+    def cause(self, interrupted: bool = False) -> str:
+        """Return the mistake to mend, or the state in which SLURM left the job, or its last words.
+
+        Parameters
+        ----------
+        interrupted
+            Whether the run was stopped by Ctrl-C, which explains a job without last words.
+        """
         for log in self.logs:
             if found := mistakes(Path(log)):
                 return "; ".join(found)
@@ -73,10 +83,15 @@ class Failure:
         if state in STATES:
             return STATES[state].format(rule=self.rule)
         words = _lines(Path(self.logs[0])) if self.logs else []
-        return words[-1] if words else " ".join(self.said.split()) or "no reason is known"
+        last = words[-1] if words else " ".join(self.said.split())
+        if ENDED.fullmatch(last) or (interrupted and not last):
+            return STOPPED
+        return last or "no reason is known"
 
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.cause}; log: {self.logs[0] if self.logs else 'none'}"
+    def line(self, interrupted: bool = False) -> str:
+        """Return rule, cause and log as one line; see `cause`."""
+        log = self.logs[0] if self.logs else "none"
+        return f"{self.rule}: {self.cause(interrupted)}; log: {log}"
 
 
 class Failures(logging.Handler):
@@ -85,6 +100,7 @@ class Failures(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._of_job: dict[int, Failure] = {}
+        self._interrupted = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of an event of Snakemake."""
@@ -99,10 +115,13 @@ class Failures(logging.Handler):
         elif event == "JOB_ERROR" and not told["indent"]:  # the jobs of a group are indented
             said = str(told["rule_msg"] or "")
             self._of_job[told["jobid"]] = Failure(told["rule_name"], _paths(told["log"]), said)
+        elif record.getMessage().startswith(INTERRUPTED):
+            self._interrupted = True
 
     def lines(self) -> list[str]:
         """Give one line for each job that failed for good, in the order of their failures."""
-        return [str(failure) for failure in dict.fromkeys(self._of_job.values())]
+        failed = dict.fromkeys(self._of_job.values())
+        return [failure.line(self._interrupted) for failure in failed]
 
 
 def _of_group(name: str, members: Sequence[Mapping[str, Any]], logs: Iterable[Any]) -> Failure:

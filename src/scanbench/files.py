@@ -74,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
+def replacing_folder(path: str | Path, *, marker: str, option: str = "") -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it takes the place of `path`.
 
     Parameters
@@ -83,6 +83,8 @@ def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
         Where the whole folder shall stand; what an earlier call wrote there is replaced.
     marker
         What every folder of this kind holds: one without it is somebody's own.
+    option
+        That names the folder, for the message; empty: it is an argument.
 
     Yields
     ------
@@ -98,8 +100,8 @@ def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
     own = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if own and not (path / marker).exists():
         raise UserError(
-            f"{path}: exists and would be replaced, but was not written by this command; name "
-            "another folder, or delete it"
+            f"{path}: exists and would be replaced, but was not written by this command; "
+            f"{_named(option, 'another folder')}, or delete it"
         )
     part = _new_part(path)
     try:
@@ -111,7 +113,7 @@ def replacing_folder(path: str | Path, *, marker: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_apart(out: Path, folder: Path, *others: Path | None) -> None:
+def check_apart(out: Path, folder: Path, *others: Path | None, option: str = "") -> None:
     """Check that a folder to be replaced is apart from what is read.
 
     Parameters
@@ -122,6 +124,8 @@ def check_apart(out: Path, folder: Path, *others: Path | None) -> None:
         Is read with its subfolders; or a file.
     others
         Further files or folders that are needed.
+    option
+        That names `out`, for the message; empty: it is an argument.
 
     Raises
     ------
@@ -131,12 +135,18 @@ def check_apart(out: Path, folder: Path, *others: Path | None) -> None:
     """
     for path in (folder, *others):
         if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"{out}: would be replaced, but holds {path}; name another folder")
+            raise UserError(
+                f"{out}: would be replaced, but holds {path}; {_named(option, 'another folder')}"
+            )
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            f"{out}: lies in {folder}, so what is written there would be read the next time; name "
-            "a folder outside"
+            f"{out}: lies in {folder}, so what is written there would be read the next time; "
+            f"{_named(option, 'a folder outside')}"
         )
+
+
+def _named(option: str, folder: str) -> str:
+    return f"give {option} {folder}" if option else f"name {folder}"
 
 
 def _new_part(path: Path) -> Path:

@@ -361,6 +361,7 @@ def _tables(material: Material) -> dict[str, tables.ResultTable]:
         tables.stop_table(
             material.scores["stops"],
             _stopped(material),
+            folds=len(material.evaluation["folds"]),
             simulated=simulated,
         ),
         tables.cost_table(material.costs),
@@ -400,8 +401,13 @@ def _drawings(material: Material) -> list[Drawing]:
     chance = {"auroc": 0.5, "balanced_accuracy": 1 / len(classes)}
     level = f"{_confidence(material):.0%}"
     baseline = material.evaluation["settings"].get("baseline")
+    folds = len(material.evaluation["folds"])
     within = _within(material)
-    settled = {name: tables.settled_from(scores["progress"], name, within) for name in names}
+    settled = tables.settled_early(scores["progress"], names, within)
+    close = (
+        f"at most {within:g} below that of the last answer, by the lower end of the interval of "
+        "the paired difference"
+    )
     histories = [
         f"{name}/{run.name}/{file}"
         for name in names
@@ -416,9 +422,12 @@ def _drawings(material: Material) -> list[Drawing]:
             caption="Metrics of the latest answer that each scan had when n of its lines were "
             f"measured: mean over seeds, with the {level} interval from resampling groups and "
             "seeds (below). An experiment with one point answers only when the scan is over. "
-            "Dotted: guessing. Vertical: from here on the AUROC lies at most "
-            f"{_within(material):g} below that of the last answer, by the lower end of the "
-            "interval of the paired difference.",
+            "Dotted: guessing. "
+            + (
+                f"Vertical: from here on the AUROC lies {close}."
+                if settled
+                else f"Before the end of the scan, no AUROC lies {close}."
+            ),
             figure=comparison_figures.by_lines(scores["metrics"], names, chance, settled),
             inputs=["scores/metrics.csv", "scores/progress.csv"],
         ),
@@ -428,8 +437,8 @@ def _drawings(material: Material) -> list[Drawing]:
             caption="A rule stops a scan once the probability of the bad classes has reached a "
             "threshold in so many answers in a row. Curves: the best that any threshold and any "
             "patience could do on these scans, with hindsight (all seeds). Markers: rules chosen, "
-            "for a wanted share of good scans stopped, on the scans of all other folds, with the "
-            f"{level} interval from resampling groups and seeds. Right: the lines of bad scans "
+            f"for a wanted share of good scans stopped, on {tables.rules_chosen_on(folds)}, with "
+            f"the {level} interval from resampling groups and seeds. Right: the lines of bad scans "
             "that these saved, as a share of the lines of all scans.",
             figure=comparison_figures.trade_offs(
                 scores["stopping"],

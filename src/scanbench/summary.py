@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scanbench.pages import template
+from scanbench.plotting import DOUBLE
 from scanbench.split_file import LEAKY
 from scanbench.tables import ResultTable
 
@@ -73,6 +74,8 @@ def page(
                 "title": drawing.title,
                 "caption": drawing.caption,
                 "inputs": {name: record["inputs"][name] for name in drawing.inputs},
+                # Few panels are not blown up to the width of many.
+                "narrow": drawing.figure.get_figwidth() < DOUBLE,
                 "src": "data:image/svg+xml;base64,"
                 + base64.b64encode(svgs[drawing.name]).decode("ascii"),
             }

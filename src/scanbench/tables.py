@@ -28,6 +28,7 @@ __all__ = [
     "part_table",
     "people_table",
     "progress_table",
+    "rules_chosen_on",
     "settled_from",
     "settled_table",
     "stop_table",
@@ -374,6 +375,14 @@ def settled_from(progress: pd.DataFrame, experiment: str, within: float) -> floa
     return float(rows["lines"][holds].min()) if holds.any() else math.nan
 
 
+def settled_early(
+    progress: pd.DataFrame, experiments: Sequence[str], within: float
+) -> dict[str, float]:
+    """Return the experiments whose AUROC is settled before the last line, each with its line."""
+    settled = {name: settled_from(progress, name, within) for name in experiments}
+    return {name: line for name, line in settled.items() if line < progress["lines"].max()}
+
+
 def progress_table(
     metrics: pd.DataFrame, progress: pd.DataFrame, experiments: Sequence[str], *, simulated: bool
 ) -> ResultTable:
@@ -427,6 +436,7 @@ def settled_table(
     auroc = metrics[(metrics["metric"] == "auroc") & (metrics["class"].fillna("") == "")]
     running = auroc[auroc["reading"] == "lines"].set_index(["experiment", "lines"])
     final = auroc[auroc["reading"] == "scan"].set_index("experiment")
+    marked = settled_early(progress, experiments, within)
     counts = sorted(set(progress["lines"]))
     raw, shown = [], []
     for name in experiments:
@@ -447,7 +457,8 @@ def settled_table(
         name="settled",
         title=f"From which line on the AUROC{' on simulated scans' if simulated else ''} is at "
         f"most {within:g} below that of the last answer, by the lower end of the interval of the "
-        "paired difference, at this line and all later ones that were looked at.",
+        "paired difference, at this line and all later ones that were looked at."
+        + ("" if marked else " None is before the end of the scan."),
         raw=pd.DataFrame(raw),
         shown=_shown(shown),
     )
@@ -465,7 +476,14 @@ STOP_FIGURES = {
 }
 
 
-def stop_table(stops: pd.DataFrame, bad: Sequence[str], *, simulated: bool) -> ResultTable:
+def rules_chosen_on(folds: int) -> str:
+    """Tell on which scans stopping rules are chosen (`stopping.cross_fitted`), for a caption."""
+    return "the scans of all other folds" if folds > 1 else "one half of the groups for the other"
+
+
+def stop_table(
+    stops: pd.DataFrame, bad: Sequence[str], *, folds: int, simulated: bool
+) -> ResultTable:
     """Return what stopping rules did that were chosen on other scans.
 
     Parameters
@@ -474,6 +492,8 @@ def stop_table(stops: pd.DataFrame, bad: Sequence[str], *, simulated: bool) -> R
         `stops.csv`.
     bad
         Classes for which a scan is stopped.
+    folds
+        Number of folds.
     simulated
         Whether the title must say so.
     """
@@ -494,8 +514,9 @@ def stop_table(stops: pd.DataFrame, bad: Sequence[str], *, simulated: bool) -> R
     return ResultTable(
         name="stopping",
         title=f"What stopping bad {'simulated ' if simulated else ''}scans early saves "
-        f"(bad: {named}): rules chosen on the scans of other folds for a wanted share of good "
-        "scans stopped (interval). Scan time saved: lines of bad scans saved, of all scans' lines.",
+        f"(bad: {named}): rules chosen, for a wanted share of good scans stopped, on "
+        f"{rules_chosen_on(folds)} (interval). Scan time saved: lines of bad scans saved, of all "
+        "scans' lines.",
         raw=stops,
         shown=_shown(shown, ("Experiment", "Wanted at most", *STOP_FIGURES.values())),
     )

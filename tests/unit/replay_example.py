@@ -38,7 +38,7 @@ def record(folder: Path, names: tuple[str, str] = NAMES, **changes: Any) -> Path
     (folder / "source").mkdir(parents=True)
     text = "".join(to_json(item) + "\n" for item in source(names))
     (folder / "source" / RECORDING).write_text(text, encoding="utf-8")
-    make_run(folder / "run", options={"dropout": 0.0})
+    make_run(folder / "run", options={"dropout": 0.0}, name="monitor", fold=2, seed=1)
     options = ["--spec", json.dumps({**SPEC, **changes}), "--record", str(folder / "recording")]
     options += ["--attention"]
     assert main(["stream", str(folder / "run"), str(folder / "source"), *options]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -141,6 +143,44 @@ def test_a_folder_that_is_no_run_is_one_clear_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_folder_that_is_not_there_is_said_so_wherever_the_answers_shall_go(
+    run: Path, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent"
+    for out in (tmp_path / "out", absent / "out"):
+        with pytest.raises(UserError, match="absent: no such data folder or file; name that of"):
+            apply(run, absent, out)
+        assert not absent.exists()
+
+
+def test_a_label_that_the_run_does_not_know_is_told_with_the_option_that_maps_it(
+    run: Path, scans: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(labels).replace({"rows": "good"})
+    table.to_csv(labels, index=False)
+    command = ["apply", str(run), str(scans), "--out", str(tmp_path / "out"), "--no-figures"]
+    command += ["--labels", str(labels)]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "label 'good' is not one of" in said
+    assert "--classes" not in said
+    _, _, option = said.strip().rpartition("; mend it, or say which of them it is: ")
+    option = option.replace("LABEL", "good").replace("CLASS", "rows")
+    assert main([*command, *shlex.split(option)]) == 0
+
+
+def test_rows_without_scan_are_passed_over_with_the_option_that_is_told(
+    run: Path, scans: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels.write_text(labels.read_text() + "nobody,rows\n")
+    command = ["apply", str(run), str(scans), "--out", str(tmp_path / "out"), "--no-figures"]
+    command += ["--labels", str(labels)]
+    assert main(command) == 2
+    option = re.search("--spec '.*'", capsys.readouterr().err.strip().splitlines()[-1])
+    assert option is not None
+    assert main([*command, *shlex.split(option[0])]) == 0
+
+
 def test_metrics_are_scored_as_the_config_does_by_default() -> None:
     schema = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
     defaults = yaml.safe_load(schema.read_text())["$defs"]["evaluation"]["properties"]
@@ -178,11 +218,11 @@ def test_only_an_earlier_output_is_replaced(run: Path, scans: Path, tmp_path: Pa
     mine = tmp_path / "thesis"
     mine.mkdir()
     (mine / "chapter.tex").write_text("x")
-    with pytest.raises(UserError, match="exists and would be replaced"):
+    with pytest.raises(UserError, match=r"exists and would be replaced.* give --out another"):
         apply(run, scans, mine)
-    with pytest.raises(UserError, match="would be replaced, but holds"):
+    with pytest.raises(UserError, match=r"would be replaced, but holds .*; give --out another"):
         apply(run, scans, tmp_path)
-    with pytest.raises(UserError, match="name a folder outside"):
+    with pytest.raises(UserError, match="give --out a folder outside"):
         apply(run, tmp_path, tmp_path / "answers")
     assert (mine / "chapter.tex").read_text() == "x"
 

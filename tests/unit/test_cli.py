@@ -99,6 +99,35 @@ def test_ingest_by_hand_counts_classes_where_there_are_labels(
     assert "row 2: label 'sharp' is not one of atoms" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "command", "said"),
+    [
+        (["ingest", "--lables", "x"], "ingest", "option --lables: did you mean '--labels'?"),
+        (["ingest", "a", "b", "--lables=x"], "ingest", "option --lables: did you mean '--labels'?"),
+        (["stream", "run", "a.sxm", "--folow"], "stream", "--folow: did you mean '--follow'?"),
+        (["store", "verify", "s", "--xyzzy"], "store verify", "--xyzzy: known: --help"),
+        (["curves", "a", "b", "c"], "curves", "unrecognized arguments: c"),
+        (["--versoin"], "", "unrecognized option --versoin: did you mean '--version'?"),
+    ],
+)
+def test_an_unknown_option_shows_the_usage_of_its_command_and_the_nearest(
+    typed: list[str], command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(typed)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: scanbench {command} [-h]".replace("  ", " "))
+    assert said in told.splitlines()[-1]
+
+
+def test_options_may_be_shortened_and_what_follows_two_dashes_is_no_option() -> None:
+    args = parser().parse_args(["ingest", "a", "b", "--lab", "c", "--spec={}"])
+    assert args.labels == Path("c")
+    typed = ["record", "--record", "r", "--", "split", "--split", "s", "--xyzzy"]
+    assert parser().parse_args(typed).command == typed[4:]
+
+
 def commands(
     top: argparse.ArgumentParser, path: Sequence[str] = ()
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:

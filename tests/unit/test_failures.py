@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from scanbench.failures import Failures, mistakes
+from scanbench.failures import INTERRUPTED, Failures, mistakes
 
 MISTAKE = "scanbench: error: own: nowhere: no such data folder or file"
 
@@ -24,7 +25,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return paths
 
 
-def tell(failures: Failures, event: LogEvent, **told: Any) -> None:
+def tell(failures: Failures, event: LogEvent | None, **told: Any) -> None:
     """Log an event as Snakemake does."""
     record = logging.makeLogRecord({"event": event, **told})
     failures.handle(record)
@@ -108,6 +109,45 @@ def test_of_a_group_the_job_with_the_mistake_is_named(logs: tuple[Path, Path]) -
     assert failures.lines() == [
         "group trainings (train, trial): srun: error: task 0: Killed; log: slurm.log"
     ]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "",
+        "Traceback (most recent call last):\nKeyboardInterrupt\n",
+        "epoch 3\nscanbench: stopped by SIGINT; run again to go on\n",
+    ],
+    ids=["before its first line", "while it starts", "while it works"],
+)
+def test_a_job_that_ctrl_c_ended_is_said_to_be_stopped(logs: tuple[Path, Path], log: str) -> None:
+    logs[0].write_text(log)
+    failures = Failures()
+    fail(failures)
+    tell(failures, None, msg=f"{INTERRUPTED}, this might take some time.")
+    (line,) = failures.lines()
+    assert line == "train: stopped by Ctrl-C; run again to go on; log: rule.log"
+
+
+def test_a_job_that_failed_before_ctrl_c_keeps_its_reason(logs: tuple[Path, Path]) -> None:
+    logs[0].write_text(f"{MISTAKE}\n")
+    Path("other.log").write_text("ValueError: 3 is not 4\n")
+    failures = Failures()
+    fail(failures)
+    fail(failures, jobid=2, log=["other.log"])
+    tell(failures, None, msg=INTERRUPTED)
+    mistake, bug = failures.lines()
+    assert "nowhere" in mistake
+    assert "ValueError: 3 is not 4" in bug
+
+
+def test_snakemake_says_at_ctrl_c_what_is_listened_for() -> None:
+    found = find_spec("snakemake.scheduling.job_scheduler")
+    assert found is not None
+    assert found.origin is not None
+    source = Path(found.origin).read_text(encoding="utf-8")
+    ctrl_c = source.partition("except (KeyboardInterrupt, SystemExit):")[2]
+    assert INTERRUPTED in ctrl_c[:200]
 
 
 def test_a_log_that_is_not_there_is_no_error() -> None:

@@ -1,6 +1,7 @@
 import re
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -81,7 +82,9 @@ def test_a_csv_is_read_whatever_separates_its_cells(tmp_path, separator):
         ("scan,label,change_line\na,rows,²\n", "change_line '²' is not a line number"),
         ("scan;label;change_line\na;rows;1,5\n", "change_line '1,5' is not a line number"),
         ("scan,label\na,rows,1\n", "rows have more cells than its header"),
-        ("", "cannot be read as a label table"),
+        ("", "is empty; give a header, `scan,label`, and a row for each scan"),
+        ("\n\n", "is empty; give a header"),
+        ("\ufeff", "is empty; give a header"),
     ],
 )
 def test_a_wrong_table_names_its_row_and_the_mend(tmp_path, text, message):
@@ -108,6 +111,16 @@ def test_broken_missing_and_foreign_tables_are_refused(tmp_path):
             (tmp_path / name).touch()
         with pytest.raises(UserError, match=message):
             read_table(tmp_path / name, CLASSES)
+
+
+def test_a_workbook_without_a_cell_is_empty(tmp_path):
+    book = openpyxl.Workbook()
+    book.create_sheet("Mean_Score")
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(UserError, match=r"a\.xlsx: is empty; give a header, `scan,label`"):
+        read_table(tmp_path / "a.xlsx", CLASSES)
+    with pytest.raises(UserError, match=r"a\.xlsx Mean_Score: is empty; give the sheet"):
+        read_score_sheet(tmp_path / "a.xlsx", ScoreSheet(), CLASSES)
 
 
 def test_the_columns_of_the_sheet_are_named_and_never_indexed(tmp_path):

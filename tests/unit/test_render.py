@@ -1,10 +1,12 @@
 """The render stage on a whole made-up comparison."""
 
+import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import pytest
 from comparison_example import CLASSES, NAMES, write
@@ -84,6 +86,34 @@ def test_the_page_says_what_must_not_be_missed(made: tuple[dict[str, Any], Path]
     assert "There are only 6 test groups." in page
     for reason in ("tie", "below threshold", "truncated", "1 near-duplicate"):
         assert reason in page
+
+
+def test_captions_tell_how_rules_were_chosen_and_whether_anything_is_settled_early(
+    made: tuple[dict[str, Any], Path],
+) -> None:
+    """The example has one fold, and no answer before the last that is as good."""
+    _, out = made
+    page = html.unescape((out / "summary.html").read_text(encoding="utf-8"))
+    assert "other folds" not in page
+    assert "for a wanted share of good scans stopped, on one half of the groups for the oth" in page
+    assert "Vertical:" not in page
+    assert "Before the end of the scan, no AUROC lies at most 0.01 below" in page
+    assert "None is before the end of the scan." in page
+
+
+@pytest.mark.parametrize(
+    ("scheme", "told"),
+    [("fixed", "one half of the groups for the other"), ("kfold", "the scans of all other folds")],
+)
+def test_the_reports_caption_tells_how_rules_were_chosen(scheme: str, told: str) -> None:
+    text = Path(__file__).parents[2].joinpath("workflow/report/stopping.rst").read_text()
+    config = {
+        "comparisons": {"c": {"dataset": "d", "split": "s"}},
+        "datasets": {"d": {"title": "D", "source": "files"}},
+        "splits": {"s": {"scheme": scheme}},
+    }
+    about = {"config": config, "wildcards": {"comparison": "c"}}
+    assert f"rules chosen on {told}, with" in jinja2.Template(text).render(snakemake=about)
 
 
 def test_the_main_table_holds_the_numbers_of_the_evaluation(

@@ -113,6 +113,17 @@ def test_a_stream_that_was_cut_short_is_replayed_as_far_as_it_came(
     assert len(replay.x_LP) == 8
 
 
+def test_a_recording_names_the_run_and_an_older_one_its_model(
+    recording: Path, tmp_path: Path
+) -> None:
+    assert {replay.by for replay in read_recording(recording)} == {"monitor, fold2-seed1"}
+    assert all(("Model", "causal") in replay.about for replay in read_recording(recording))
+    text = (recording / EVENTS).read_text()
+    (tmp_path / EVENTS).write_text(text.replace('"experiment": "monitor", ', ""))
+    (tmp_path / RECORDING).write_bytes((recording / RECORDING).read_bytes())
+    assert {replay.by for replay in read_recording(tmp_path)} == {"causal"}
+
+
 def test_missing_recordings_and_unknown_kinds_of_files_are_refused(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import socketserver
 import struct
+import subprocess
 import threading
 import time
 
@@ -73,8 +74,24 @@ def test_a_finished_file_gives_its_lines(tmp_path):
     assert found[0].planned_lines == LINES
     assert found[0].unit == "m"
     assert_lines(found, heights())
-    with pytest.raises(UserError, match="no scan 'sideways'; --scan is one of forward, backward"):
+    with pytest.raises(UserError, match="'sideways'; give one of --scan=forward, --scan=backward"):
         list(file_lines(tmp_path / "a.sxm", ReadOptions(), "sideways"))
+
+
+@pytest.mark.parametrize(
+    "name", ["down forward", 'it\'s "so"', "$HOME `ls` \\", "-x", "Größe", "two\nlines\x1b[1m"]
+)
+def test_a_scan_of_several_is_named_as_a_shell_takes_it(tmp_path, name):
+    np.savez(tmp_path / "two.npz", images=np.stack([heights(), heights()]), scan_ids=["a", name])
+    with pytest.raises(UserError, match=r"two\.npz: holds several scans; give one of ") as told:
+        list(file_lines(tmp_path / "two.npz", ReadOptions()))
+    assert "\n" not in str(told.value)
+    option = str(told.value).partition("--scan=a, ")[2]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {option}"], capture_output=True, check=True
+    )
+    assert words.stdout.decode() == f"--scan={name}\0"
+    assert_lines(file_lines(tmp_path / "two.npz", ReadOptions(), name), heights())
 
 
 def test_a_file_that_grows_at_its_end_gives_each_line_once_it_is_whole(tmp_path):
@@ -368,6 +385,35 @@ def test_no_wait_for_a_controllers_answer_is_longer_than_the_time_limit():
         with pytest.raises(UserError, match="timed out"):
             list(controller_lines(url, "Z", QUICK, False))
         assert time.monotonic() - begin < 5
+
+
+def test_where_nobody_listens_the_stream_ends_at_once_and_names_host_and_port():
+    pytest.importorskip("nanonis_spm", reason="nanonis-spm is an optional extra")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=f"host 127.0.0.1, port {port} .*refused.*start the") as no:
+        controller_lines(f"nanonis://127.0.0.1:{port}", "Z", Waiting(), False)
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(no.value)
+
+
+def test_a_wait_for_a_scan_is_told_once_and_not_when_lines_come(capsys):
+    x_LP = heights()
+    gone = UnavailableError("a.sxm: No such file or directory")
+    none = measured(x_LP, 0)
+    list(follow(frames(gone, gone, none, none, measured(x_LP, 5), x_LP), QUICK))
+    assert capsys.readouterr().err == (
+        "scanbench: a.sxm: No such file or directory; waiting for a scan, for 0.05 s at most "
+        "(--timeout)\n"
+    )
+    list(follow(frames(none, none, x_LP), QUICK, endless=True))
+    first, second = capsys.readouterr().err.splitlines()
+    assert "scan: no line is measured yet; waiting for a scan" in first
+    assert "scan: the scan is over; waiting for a scan" in second
+    list(follow(frames(measured(x_LP, 5), x_LP), QUICK))
+    assert capsys.readouterr().err == ""
 
 
 def test_what_a_controller_lacks_is_said_in_one_line(controller):

@@ -94,6 +94,30 @@ def test_what_an_experiment_costs_is_told_in_whole_numbers() -> None:
     assert list(shown.loc[0]) == ["a", "1,234,567", "86", "60", "812", "–"]
 
 
+def test_only_what_is_settled_before_the_last_line_is_settled_early() -> None:
+    progress = pd.DataFrame(
+        {
+            "experiment": ["early"] * 3 + ["late"] * 3 + ["never"] * 3,
+            "metric": "auroc",
+            "lines": [8, 16, 32] * 3,
+            "low": [-0.3, -0.01, 0.0, -0.3, -0.2, 0.0, np.nan, np.nan, np.nan],
+        }
+    )
+    assert tables.settled_early(progress, ["early", "late", "never"], 0.01) == {"early": 16}
+
+
+def test_rules_of_several_folds_are_said_to_be_chosen_on_the_others() -> None:
+    figures = ("wrong_stops", "saved", "lines_spent", "time_saved")
+    stops = pd.DataFrame(
+        {"experiment": "a", "limit": 0.01, "figure": figures, "value": 0.1, "low": 0, "high": 1}
+    )
+    titles = [
+        tables.stop_table(stops, ["x"], folds=folds, simulated=False).title for folds in (1, 5)
+    ]
+    assert "on one half of the groups for the other (interval)" in titles[0]
+    assert "on the scans of all other folds (interval)" in titles[1]
+
+
 def test_excluded_and_refused_scans_add_up() -> None:
     manifest = pd.DataFrame(
         {

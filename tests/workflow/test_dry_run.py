@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,27 @@ MISTAKES = {
         "config: experiments: '../up' cannot be used; use letters, digits, dots and hyphens",
     ),
 }
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(project: Project) -> None:
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy2(ROOT / name, project.folder)
+    venv = project.folder / ".venv"
+    venv.mkdir()
+    (venv / "bin").symlink_to(Path(sys.executable).parent)
+    (venv / ".complete").touch()
+    (project.folder / "mine.yaml").write_text("targets: [simulated]\ndatasets: {mine: {\n")
+    for target in ("results", "report", "dry-run"):
+        done = project.run("make", target, "CONFIG=mine.yaml", check=False)
+        assert done.returncode == 2
+        assert "scanbench: error: mine.yaml line 3: is no YAML" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    with (project.folder / "config.yaml").open("a") as file:
+        file.write("\ttargets: []\n")
+    lines = len((project.folder / "config.yaml").read_text().splitlines())
+    done = project.run("snakemake", "--dry-run", check=False)
+    assert f"config.yaml line {lines}: is no YAML" in done.stdout + done.stderr
+    assert "indent with spaces" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

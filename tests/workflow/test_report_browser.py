@@ -1,15 +1,19 @@
 """The summary page in a real browser, from the disk and without a network."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsing import Visit
 from comparison_example import LONG_NAMES, write
+from PIL import Image
 
 from scanbench.render import render
 
+SCROLLS = "r => r.scrollWidth > r.clientWidth"
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -57,6 +61,45 @@ def test_the_page_itself_never_scrolls_sideways(visit: Visit) -> None:
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide <= window
+
+
+def test_a_shadow_at_the_edge_says_that_there_is_more(visit: Visit) -> None:
+    narrow = visit.page.viewport_size["width"] == 400
+    for region in visit.page.locator(".scroll").all():
+        hidden = region.evaluate("r => r.scrollWidth - r.clientWidth")
+        edges = {}
+        for at in (0, hidden):
+            region.evaluate("(r, at) => { r.scrollLeft = at }", at)
+            image = Image.open(io.BytesIO(region.screenshot())).convert("L")
+            grey = np.asarray(image, float)
+            # The background alone: a median down the edge passes over letters and lines.
+            edges[at] = np.median(grey[:, 0]), np.median(grey[:, -1])
+        if hidden:
+            assert edges[0][0] > 240 > edges[0][1]
+            assert edges[hidden][0] < 240 < edges[hidden][1]
+        else:
+            assert min(edges[0]) > 240
+    assert not narrow or visit.page.eval_on_selector("#table-main .scroll", SCROLLS)
+
+
+def test_what_scrolls_is_reached_by_the_keyboard_and_has_a_name(visit: Visit) -> None:
+    regions = visit.page.locator(".scroll")
+    for region in regions.all():
+        region.focus()
+        assert region.evaluate("r => document.activeElement === r")
+    assert visit.page.get_by_role("region").filter(has=visit.page.locator("table, img")).count()
+    assert regions.evaluate_all("all => all.every(r => r.ariaLabel.length > 5)")
+
+
+def test_a_figure_of_few_panels_is_not_blown_up(visit: Visit) -> None:
+    sizes = visit.page.eval_on_selector_all(
+        "figure img",
+        "all => all.map(i => [i.naturalWidth, i.getBoundingClientRect().width])",
+    )
+    whole = max(natural for natural, _ in sizes)
+    few = [(natural, shown) for natural, shown in sizes if natural < whole]
+    assert few
+    assert all(shown < natural + 1 for natural, shown in few)  # natural: whole pixels
 
 
 def test_every_link_leads_somewhere(visit: Visit, summary: Path) -> None:

@@ -33,6 +33,12 @@ from scanbench.tipstate.readers import ReadOptions
 LINES = (1, 2, 3, 5, 10, 15, 20, 30, 40, 64, 96, 128)
 ECE_BINS = 15
 
+#: What to do about a label that is no class of the run.
+MEND_LABEL = (
+    "the run knows no other class; mend it, or say which of them it is: "
+    """--spec '{"label_map": {"LABEL": "CLASS"}}'"""
+)
+
 #: Written last: a folder that holds it is an earlier output, which may be replaced.
 RECORD = "apply.json"
 
@@ -106,7 +112,9 @@ def apply(
     started = time.time()
     trained = load_run(run)
     meta, classes = trained.meta, trained.classes
-    check_apart(out, folder, run, labels)
+    if not folder.exists():  # told before `out` is begun, perhaps in it
+        raise UserError(f"{folder}: no such data folder or file; name that of the scans to judge")
+    check_apart(out, folder, run, labels, option="--out")
     spec = {
         **ReadOptions.recorded(meta["ingest"]),
         "min_lines": 1,
@@ -114,8 +122,8 @@ def apply(
         "classes": classes,
     }
     size = {"lines": meta["scan_lines"], "pixels": meta["pixels"]}
-    with replacing_folder(out, marker=RECORD) as part:
-        found = ingest(spec, folder, labels, part / "scans")
+    with replacing_folder(out, marker=RECORD, option="--out") as part:
+        found = ingest(spec, folder, labels, part / "scans", mend_label=MEND_LABEL)
         manifest = read_manifest(part / "scans")
         _check_unit(manifest, folder, meta)
         convert(

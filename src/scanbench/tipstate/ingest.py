@@ -211,7 +211,14 @@ class _Read(NamedTuple):
     refused: list[str]
 
 
-def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path) -> IngestSummary:
+def ingest(
+    spec: Mapping[str, Any],
+    source: Path,
+    labels: Path | None,
+    out: Path,
+    *,
+    mend_label: str = OWN_CLASSES,
+) -> IngestSummary:
     """Read a folder of scans, or one file, and write a scans folder.
 
     Parameters
@@ -225,6 +232,8 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
         Label table, or score sheet if `spec` has `labels`; None: only what files hold themselves.
     out
         The scans folder to write; it appears whole or not at all.
+    mend_label
+        What the message says to do about a label that is no class.
 
     Returns
     -------
@@ -242,7 +251,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
     check_apart(out, source, labels)
     root, files, inventory = _walk(source, options, except_for=labels)
     # Wrong labels are told before hours of reading.
-    entries = _read_labels(labels, options)
+    entries = _read_labels(labels, options, mend_label)
 
     rejected: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
@@ -259,7 +268,7 @@ def ingest(spec: Mapping[str, Any], source: Path, labels: Path | None, out: Path
         _name(rows)
         found, without = _match(rows, entries, inventory, labels, options)
         for row in rows:
-            _finish(row, found.get(row["scan_id"]), labels, options)
+            _finish(row, found.get(row["scan_id"]), labels, options, mend_label)
         listing = [(file, *inventory[file]) for file in sorted(inventory)]
         write_tables(part, [_public(row) for row in rows], rejected, listing)
         write_json(part / OPTIONS, dataclasses.asdict(options.read_options()))
@@ -424,7 +433,7 @@ def _name(rows: list[dict[str, Any]]) -> None:
             raise UserError(f"{row['file']}: scan_id {row['scan_id']} is there twice; rename one")
 
 
-def _read_labels(path: Path | None, options: IngestOptions) -> dict[str, Label]:
+def _read_labels(path: Path | None, options: IngestOptions, mend: str) -> dict[str, Label]:
     if path is None:
         if options.labels is not None:
             raise UserError("ingest.labels: tells how to read a score sheet, but none is named")
@@ -432,7 +441,7 @@ def _read_labels(path: Path | None, options: IngestOptions) -> dict[str, Label]:
     if options.labels is not None:
         return read_score_sheet(path, options.labels, options.classes)
     names = [*options.classes, *(n for n in options.label_map if n not in options.classes)]
-    return read_table(path, names)
+    return read_table(path, names, mend)
 
 
 def _match(
@@ -454,7 +463,7 @@ def _match(
 
 
 def _finish(
-    row: dict[str, Any], label: Label | None, path: Path | None, options: IngestOptions
+    row: dict[str, Any], label: Label | None, path: Path | None, options: IngestOptions, mend: str
 ) -> None:
     """Add label, exclusion and group to a row."""
     own = row["_label"]
@@ -468,7 +477,7 @@ def _finish(
     if name and name not in options.classes:
         raise UserError(
             f"{row['file']}: label {name!r} of {row['scan_id']} is not one of "
-            f"{', '.join(options.classes)}; {OWN_CLASSES}"
+            f"{', '.join(options.classes)}; {mend}"
         )
     excluded = label.excluded
     if name and row["lines"] < options.min_lines:

@@ -23,7 +23,7 @@ _LARGEST_WORKBOOK = 2**27
 #: Cells, empty ones included, that a sheet may span; the H:Si(100) sheet spans 40,000.
 _MOST_CELLS = 10_000_000
 
-#: What to do about a label that is no class.
+#: What to do about a label that is no class, where classes can be chosen.
 OWN_CLASSES = (
     "mend it, or name your own classes: `classes: [A, B]` in the data set, --classes A,B by hand"
 )
@@ -114,7 +114,7 @@ class ScoreSheet:
                 raise UserError(f"labels.{key}: {value!r} is not a number of 0 or more")
 
 
-def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
+def read_table(path: Path, classes: Sequence[str], mend: str = OWN_CLASSES) -> dict[str, Label]:
     """Read a label table: CSV, TSV or XLSX with columns `scan`, `label`, `group`, `change_line`.
 
     Parameters
@@ -124,6 +124,8 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         its suffix; `group` and `change_line` may be missing. An empty label means none.
     classes
         Labels that may stand in it.
+    mend
+        What the message says to do about another.
 
     Returns
     -------
@@ -149,9 +151,7 @@ def read_table(path: Path, classes: Sequence[str]) -> dict[str, Label]:
         if not scan:
             raise UserError(f"{where}: names no scan")
         if label and label not in classes:
-            raise UserError(
-                f"{where}: label {label!r} is not one of {', '.join(classes)}; {OWN_CLASSES}"
-            )
+            raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}; {mend}")
         change = row.get("change_line", "").strip()
         # Of digits alone `isdigit` is true for "²" too, which is no number.
         if change and not (change.isascii() and change.isdecimal()):
@@ -326,8 +326,9 @@ def match(
         elif rows_without_scan == "error":
             raise UserError(
                 f"{where}: no scan {scan} is there; mend its name (a file is named as "
-                f"{min(files)}, from the data folder on), take it out, or set "
-                "ingest.rows_without_scan: ignore"
+                f"{min(files)}, from the data folder on), take it out, or pass over such rows: "
+                "`ingest: {rows_without_scan: ignore}` in the data set, "
+                """--spec '{"rows_without_scan": "ignore"}' by hand"""
             )
         else:
             without += 1
@@ -370,7 +371,7 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
     Raises
     ------
     UserError
-        If there is no such file or sheet, or it is not .csv, .tsv or .xlsx.
+        If there is no such file or sheet, it is empty, or it is not .csv, .tsv or .xlsx.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such label table")
@@ -389,16 +390,27 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
             return table
         if suffix == ".xlsx":
             _bound_workbook(path, sheet)
-            return pd.read_excel(
+            table = pd.read_excel(
                 path, sheet_name=sheet or 0, dtype=str, keep_default_na=False, engine="openpyxl"
             )
+            if not len(table.columns):
+                raise UserError(_empty(path, sheet))
+            return table
     except UserError:
         raise
+    except pd.errors.EmptyDataError:
+        raise UserError(_empty(path, sheet)) from None
     # pandas and openpyxl raise whatever a broken file makes of them.
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path}: cannot be read as a label table ({cause})") from error
     raise UserError(f"{path}: a label table is .csv, .tsv or .xlsx")
+
+
+def _empty(path: Path, sheet: str | None) -> str:
+    if sheet:
+        return f"{path} {sheet}: is empty; give the sheet with its header"
+    return f"{path}: is empty; give a header, `scan,label`, and a row for each scan"
 
 
 def _bound_workbook(path: Path, sheet: str | None) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import select
+import shlex
 import socket
 import struct
 import sys
@@ -42,6 +43,8 @@ EVENTS = "events.jsonl"
 LONGEST = WIDEST = 2**16
 #: Seconds that a controller may take for an answer, unless less is asked for.
 PATIENCE_S = 10.0
+#: Seconds that its network may take until somebody answers at all.
+CONNECTED_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +84,11 @@ def file_lines(path: Path, options: ReadOptions, scan: str | None = None) -> Ite
 def _frame(path: Path, options: ReadOptions, wanted: str | None) -> Frame:
     found = {_name(scan): scan for scan in read(path, options)}
     if wanted is not None and wanted not in found:
-        raise UserError(f"{path}: no scan {wanted!r}; --scan is one of {_listed(found)}")
+        raise UserError(f"{path}: no scan {wanted!r}; give one of {_listed(found)}")
     if wanted is None:
         forward = {n: scan for n, scan in found.items() if scan.direction == "forward"} or found
         if len(forward) > 1:
-            raise UserError(f"{path}: holds several scans, name one: --scan {_listed(forward)}")
+            raise UserError(f"{path}: holds several scans; give one of {_listed(forward)}")
         wanted = next(iter(forward))
     scan = found[wanted]
     info = ScanInfo(
@@ -105,8 +108,17 @@ def _name(scan: RawScan) -> str:
 
 
 def _listed(found: dict[str, RawScan]) -> str:
-    names = list(found)
+    """Return the options that name scans, each as a shell takes it; of many, the first few."""
+    names = [f"--scan={_quoted(name)}" for name in found]
     return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")
+
+
+def _quoted(text: str) -> str:
+    """Return a word of a shell that stands for a text, on one line whatever the text holds."""
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = (f"\\U{ord(c):08x}" if c in "\\'" or not c.isprintable() else c for c in text)
+    return f"$'{''.join(codes)}'"
 
 
 def follow(
@@ -117,7 +129,7 @@ def follow(
     A line is given once it is whole: every pixel is there, or a later line has begun. A frame with
     fewer lines than before is reported and waited for; one whose earlier lines are others is
     another scan. From its first line on that stands where it stood in the scan before it, lines are
-    left from that and not measured yet.
+    left from that and not measured yet. That a scan is waited for is told on stderr, once.
 
     Parameters
     ----------
@@ -135,6 +147,7 @@ def follow(
     """
     frame: Frame | None = None
     given, said, news = 0, "", time.monotonic()
+    told = False
     before_LP: NDArray[Any] | None = None  # the scan that was replaced
     while True:
         try:
@@ -166,7 +179,7 @@ def follow(
             frame = new
             for number in range(given, _whole_lines(new.x_LP, before_LP)):
                 yield Line(number, np.array(new.x_LP[number], np.float32))
-                given, news = number + 1, time.monotonic()
+                given, news, told = number + 1, time.monotonic(), False
             if given == new.info.planned_lines and not endless:
                 return
         if time.monotonic() - news > waiting.timeout_s:
@@ -174,7 +187,19 @@ def follow(
                 raise UserError(trouble)
             yield Fault("silent", f"{frame.info.name}: no new line for {waiting.timeout_s:g} s")
             return
+        if not told and (frame is None or given in (0, frame.info.planned_lines)):
+            _tell_wait(trouble, frame, given, waiting)
+            told = True
         time.sleep(waiting.poll_s)
+
+
+def _tell_wait(trouble: str, frame: Frame | None, given: int, waiting: Waiting) -> None:
+    """Say that a scan is waited for; events say nothing before it begins."""
+    if not trouble:
+        assert frame is not None
+        trouble = f"{frame.info.name}: {'the scan is over' if given else 'no line is measured yet'}"
+    until = f"for {waiting.timeout_s:g} s at most (--timeout)"
+    print(f"scanbench: {trouble}; waiting for a scan, {until}", file=sys.stderr, flush=True)
 
 
 def _is_other(old: Frame, new: Frame, given: int) -> bool:
@@ -359,7 +384,8 @@ class Connection:
     """
 
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self.socket = socket.create_connection((host, port), timeout_s)
+        self.socket = socket.create_connection((host, port), min(timeout_s, CONNECTED_S))
+        self.socket.settimeout(timeout_s)
 
     def send(self, data: bytes) -> None:
         """Send all of `data`."""
@@ -421,6 +447,26 @@ class Controller:
         self.index: int | None = None
         self.unit = ""
 
+    def connect(self) -> None:
+        """Connect, unless that is done.
+
+        Raises
+        ------
+        UnavailableError
+            If nobody answers at the address.
+        """
+        if self.nanonis is not None:
+            return
+        try:
+            connection = Connection(self.host, self.port, self.timeout_s)
+        except OSError as error:
+            raise UnavailableError(
+                f"{self.url}: nobody answers at host {self.host}, port {self.port} "
+                f"({error.strerror or error}); start the controller, and check host and port of "
+                "its TCP programming interface"
+            ) from error
+        self.nanonis = self.package.Nanonis(connection)
+
     def snapshot(self) -> Frame:
         """Return the forward scan as it stands.
 
@@ -432,11 +478,8 @@ class Controller:
         UnavailableError
             If the controller cannot be reached or refuses.
         """
+        self.connect()
         try:
-            if self.nanonis is None:
-                self.nanonis = self.package.Nanonis(
-                    Connection(self.host, self.port, self.timeout_s)
-                )
             if self.index is None:
                 self.index = self._channel_index()
             _, _, lines, pixels, values, _ = self._ask("Scan_FrameDataGrab", self.index, 1)
@@ -445,8 +488,7 @@ class Controller:
             _, _, width_m, height_m, _ = map(float, self._ask("Scan_FrameGet"))
         # The package makes of a broken answer whatever its parsing makes of it.
         except (OSError, ValueError, IndexError, TypeError, struct.error) as error:
-            if self.nanonis is not None:
-                self.nanonis.close()
+            self.nanonis.close()
             self.nanonis = self.index = None
             raise UnavailableError(f"{self.url}: {error}") from error
         x_LP[(x_LP == 0).all(axis=1)] = np.nan
@@ -488,9 +530,19 @@ class Controller:
 
 
 def controller_lines(url: str, channel: str, waiting: Waiting, endless: bool) -> Iterator[Item]:
-    """Yield the lines of the scan that a Nanonis controller is making; see `follow`."""
-    timeout_s = min(PATIENCE_S, waiting.timeout_s)
-    return follow(Controller(url, channel, timeout_s).snapshot, waiting, endless=endless)
+    """Return the lines of the scan that a Nanonis controller is making; see `follow`.
+
+    Raises
+    ------
+    UserError
+        If nobody answers at the address: to wait for that would hide a mistyped one.
+    """
+    controller = Controller(url, channel, min(PATIENCE_S, waiting.timeout_s))
+    try:
+        controller.connect()
+    except UnavailableError as error:
+        raise UserError(str(error)) from None
+    return follow(controller.snapshot, waiting, endless=endless)
 
 
 def to_json(item: Item) -> str:

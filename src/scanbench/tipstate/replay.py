@@ -27,6 +27,9 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "required": ["lines", "model", "classes", "policy"],
         "properties": {
             "lines": {"type": "integer", "minimum": 1},
+            "experiment": {"type": "string"},
+            "fold": _COUNT,
+            "seed": {"type": "integer"},
             "model": {"type": "string"},
             "classes": {**_NAMES, "minItems": 1, "uniqueItems": True},
             "policy": {
@@ -199,8 +202,9 @@ def _replay(path: Path, items: Sequence[Item], events: Sequence[Event]) -> Repla
     return Replay(
         name=info.name,
         summary=last,
-        by=begun["model"],
+        by=_run_of(begun),
         about=[
+            ("Model", begun["model"]),
             ("Last answer", last),
             ("Policy", policy_text(begun["policy"])),
             ("Size", f"{info.planned_lines} lines of {info.pixels} pixels"),
@@ -217,3 +221,10 @@ def _replay(path: Path, items: Sequence[Item], events: Sequence[Event]) -> Repla
         # Not told by recordings made before there was such a score.
         step_L=[event.get("step") for event in lines],
     )
+
+
+def _run_of(begun: Event) -> str:
+    """Name the run that a monitor asked, as the workflow does."""
+    if not {"experiment", "fold", "seed"} <= begun.keys():
+        return str(begun["model"])  # recordings once told no more
+    return f"{begun['experiment']}, fold{begun['fold']}-seed{begun['seed']}"
