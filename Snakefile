@@ -22,6 +22,7 @@ failures = Failures()
 logger.addHandler(failures)
 
 
+# Snakemake's own message for a wrong file names neither the file nor the line.
 try:
     if Path("config.yaml").exists():
         check(Path("config.yaml"))

@@ -16,9 +16,9 @@ from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatr
 
 from scanbench.augment import Augmentation, augment
 from scanbench.distillation import Distillation, soft_loss
-from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes
 from scanbench.samples import Batch
+from scanbench.settings import Settings
 
 
 class Classification(nn.Module):

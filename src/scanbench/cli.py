@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scanbench import STUDIES, __version__, commands
+from scanbench.commands import Arguments
 from scanbench.errors import BROKEN, MACHINE, MISTAKE, UserError, did_you_mean
 from scanbench.files import parse_json
 from scanbench.processes import Stopped, stoppable
-
-Arguments = argparse.Namespace
 
 
 def record(args: Arguments) -> None:
@@ -85,7 +84,8 @@ class _Parser(argparse.ArgumentParser):
                 return
             name = word.partition("=")[0]
             # The beginning of an option stands for it.
-            if name.startswith("--") and not any(own.startswith(name) for own in options):
+            option = name.startswith("--") and " " not in name  # with a space it is a value
+            if option and not any(own.startswith(name) for own in options):
                 self.error(f"unrecognized option {name}: {did_you_mean(name, options)}")
 
 

@@ -32,11 +32,22 @@ from scanbench.plotting import (
     experiment_styles,
     legend_below,
     message,
-    plain,
     styled,
-    with_interval,
     wrapped,
 )
+from scanbench.text import plain, with_interval
+
+__all__ = [
+    "History",
+    "by_lines",
+    "confusion_matrices",
+    "differences",
+    "group_dots",
+    "learning_curves",
+    "reliability",
+    "roc_curves",
+    "trade_offs",
+]
 
 # More curves than this in one panel hide each other's bands.
 FEW = 4

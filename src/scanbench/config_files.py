@@ -32,11 +32,14 @@ def check(path: Path) -> None:
         raise UserError(f"{path}: no such configuration file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a file") from None
     try:
         found = _parsed(text)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{path} {_told(error, text)}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    # The latter two of what looks like a date or a number and is none.
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: is no YAML ({first_line(error)}); mend it") from None
     if not isinstance(found, dict):
         what = "holds nothing" if found is None else f"holds no keys but a {type(found).__name__}"

@@ -34,11 +34,10 @@ from scanbench.plotting import (
     MM,
     SINGLE,
     Sheet,
-    number,
-    with_interval,
 )
 from scanbench.scores import macro_row, read_scores
 from scanbench.tables import ResultTable, write
+from scanbench.text import number, with_interval
 
 #: Before a number where it is not met: at the first point already, or not at the last.
 AT_MOST, MORE_THAN = "≤", ">"

@@ -22,7 +22,6 @@ from scanbench import comparison, metrics, provenance
 from scanbench.export import FORMS, metadata, model_card
 from scanbench.files import read_json, replacing, replacing_folder, sha256_of, write_json
 from scanbench.metrics import Table
-from scanbench.plotting import number, with_interval
 from scanbench.predictions import (
     HeldOut,
     Reading,
@@ -33,6 +32,7 @@ from scanbench.predictions import (
 )
 from scanbench.runs import load_run
 from scanbench.tables import ResultTable, write
+from scanbench.text import number, with_interval
 
 #: The run itself, beside its exported forms.
 PYTORCH = "PyTorch"

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from scanbench.answers import Answers, predict_arrays
 from scanbench.errors import UserError, did_you_mean
-from scanbench.learner import from_config
 from scanbench.runs import META
+from scanbench.settings import from_config
 from scanbench.start import Foundation, load_foundation
 from scanbench.store import FloatArray, Store
 

@@ -31,7 +31,8 @@ from tqdm import tqdm
 from scanbench import provenance
 from scanbench.checkpoints import WholeCheckpoints
 from scanbench.errors import UserError
-from scanbench.learner import Epochs, Learner, Loader, Settings
+from scanbench.learner import Epochs, Learner, Loader
+from scanbench.settings import Settings
 
 
 class Journal(L.Callback):

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from scanbench.files import replacing
+from scanbench.text import plain
 
 __all__ = [
     "CLASS_COLOURS",
@@ -36,11 +37,8 @@ __all__ = [
     "experiment_styles",
     "legend_below",
     "message",
-    "number",
-    "plain",
     "save",
     "styled",
-    "with_interval",
     "wrapped",
 ]
 
@@ -184,40 +182,6 @@ def _subfigures(figure: Figure | SubFigure) -> Iterator[SubFigure]:
     for sub in figure.subfigs:
         yield sub
         yield from _subfigures(sub)
-
-
-def plain(text: object, width: int | None = None) -> str:
-    """Return text that any backend can draw: one line, no control characters.
-
-    Parameters
-    ----------
-    text
-        A name out of the data.
-    width
-        Longest result in characters; the middle of a longer text becomes "…", because names of
-        scans differ at either end.
-    """
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    if width is None or len(line) <= width:
-        return line
-    tail = (width - 1) // 2
-    return f"{line[: width - 1 - tail]}…{line[len(line) - tail :]}"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Return a number as text: a dash where there is none, a minus sign that is one."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def with_interval(value: float, low: float, high: float, *, digits: int = 3) -> str:
-    """Return "value (low–high)", or the value alone where it has no interval.
-
-    Where an end is below 0 it is "value (low to high)", as a dash would be taken for a minus.
-    """
-    if math.isnan(low) or math.isnan(high):
-        return number(value, digits)
-    dash = " to " if low < 0 else "–"
-    return f"{number(value, digits)} ({number(low, digits)}{dash}{number(high, digits)})"
 
 
 def wrapped(text: str, width: int) -> str:

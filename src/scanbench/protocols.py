@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from scanbench import plotting
+from scanbench import plotting, text
 from scanbench.plotting import BLUE, DOUBLE, GREEN, GREY, METRIC_NAMES, MM, VERMILLION, Sheet
 from scanbench.scores import macro_row, read_scores
 from scanbench.split_file import LEAKY
@@ -99,7 +99,7 @@ def table(spec: Mapping[str, Any], raw: pd.DataFrame) -> ResultTable:
     shown = [
         {"Experiment": experiment, "Metric": METRIC_NAMES[str(metric)]}
         | {
-            labels[str(row["comparison"])]: plotting.with_interval(
+            labels[str(row["comparison"])]: text.with_interval(
                 row["value"], row["low"], row["high"]
             )
             for row in rows.to_dict("records")
@@ -138,7 +138,7 @@ def drawing(spec: Mapping[str, Any], raw: pd.DataFrame) -> Sheet:
             )  # fmt: skip
             handles[label(wanted)] = line
         axes.set_xlabel(METRIC_NAMES[metric])
-        axes.set_yticks(range(len(experiments)), [plotting.plain(n, 44) for n in experiments])
+        axes.set_yticks(range(len(experiments)), [text.plain(n, 44) for n in experiments])
         axes.set_ylim(len(experiments) - 0.4, -0.6)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)

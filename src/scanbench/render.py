@@ -426,7 +426,7 @@ def _drawings(material: Material) -> list[Drawing]:
             + (
                 f"Vertical: from here on the AUROC lies {close}."
                 if settled
-                else f"Before the end of the scan, no AUROC lies {close}."
+                else f"Before the end of the scan no AUROC is settled ({close})."
             ),
             figure=comparison_figures.by_lines(scores["metrics"], names, chance, settled),
             inputs=["scores/metrics.csv", "scores/progress.csv"],

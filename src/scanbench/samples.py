@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from scanbench.errors import UserError, did_you_mean
-from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes
+from scanbench.settings import Settings
 from scanbench.store import Store
 from scanbench.windows import WindowReader
 

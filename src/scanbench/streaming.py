@@ -553,7 +553,7 @@ class Monitor:
             "planned_lines": info.planned_lines,
             "pixels": info.pixels,
             "lines": meta["scan_lines"],
-            "experiment": meta.get("name", meta["model"]),
+            "experiment": str(meta.get("name", meta["model"])),
             "fold": meta["fold"],
             "seed": meta["seed"],
             "model": meta["model"],

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from scanbench.files import replacing
-from scanbench.plotting import METRIC_NAMES, number, plain, with_interval
+from scanbench.plotting import METRIC_NAMES
+from scanbench.text import number, plain, with_interval
 
 __all__ = [
     "ResultTable",
@@ -29,6 +30,7 @@ __all__ = [
     "people_table",
     "progress_table",
     "rules_chosen_on",
+    "settled_early",
     "settled_from",
     "settled_table",
     "stop_table",

@@ -26,7 +26,7 @@ from scanbench.classification import Classification
 from scanbench.distillation import Teacher
 from scanbench.errors import UserError
 from scanbench.files import canonical_json, replacing, sha256_of, write_json
-from scanbench.learner import Learner, Settings, from_config
+from scanbench.learner import Learner
 from scanbench.learning import accelerator, device_name, fit, resolve_precision
 from scanbench.runs import (
     META,
@@ -46,6 +46,7 @@ from scanbench.samples import (
     training_samples,
     whole,
 )
+from scanbench.settings import Settings, from_config
 from scanbench.split_file import read_split
 from scanbench.start import (
     Foundation,

@@ -13,7 +13,7 @@ from scanbench import plan
 from scanbench.augment import Augmentation
 from scanbench.config import resolve
 from scanbench.errors import UserError
-from scanbench.learner import Settings
+from scanbench.settings import Settings
 from scanbench.splits import DEFAULTS
 from scanbench.tipstate import catalogue
 from scanbench.tipstate.ingest import IngestOptions

@@ -23,6 +23,9 @@ from scanbench.errors import UserError
         ("- a\n- b\n", ": holds no keys but a list; write keys"),
         ("a: \x00\n", r": is no YAML \(.*character"),
         ("[" * 5000, ": is no YAML"),
+        ("a: 2024-02-30\n", r": is no YAML \(.*day"),
+        ("a: !!int x\n", ": is no YAML"),
+        ("a: !!timestamp x\n", ": is no YAML"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
@@ -57,3 +60,5 @@ def test_files_are_checked_in_turn_and_the_first_mistake_is_told(
     assert "latin.yaml: is not UTF-8 text; save it as UTF-8" in capsys.readouterr().err
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml: no such configuration file" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be read (Is a directory); name a file" in capsys.readouterr().err

@@ -21,9 +21,9 @@ from scanbench.augment import Augmentation
 from scanbench.classification import Classification
 from scanbench.distillation import Distillation, Teacher, at_lines, soft_loss
 from scanbench.errors import UserError
-from scanbench.learner import Settings
 from scanbench.runs import AnswerTimes, load_run
 from scanbench.samples import Batch
+from scanbench.settings import Settings
 from scanbench.store import Store
 from scanbench.training import train
 

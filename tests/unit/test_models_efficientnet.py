@@ -101,6 +101,18 @@ def test_two_classes_and_a_class_without_samples_are_fitted_too(name: str) -> No
         assert (found[:, 0].argmax(1).numpy() == label[taken]).mean() > 0.95
 
 
+def test_an_answer_that_no_scan_reaches_stays_as_it_was_drawn_from() -> None:
+    x, n_lines, label, weights = training_set()
+    options = {"window": 20, "stride": 10, "inverse_regularisation": 0.1}
+    model = models.build("efficientnet-rolling", options, lines=40, pixels=48, classes=CLASSES)
+    model.fit(x, n_lines, label, weights, seed=0)
+    before_TCF = model.coefficient_TCF.clone()
+    # Other classes than before, so that each answer that is fitted anew moves; none after line 30.
+    model.refit(x, np.full_like(n_lines, 30), label[::-1].copy(), weights, seed=0)
+    moved_T = (model.coefficient_TCF != before_TCF).flatten(1).any(1)
+    assert moved_T.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("stages", [0, 3, 7])
 def test_frozen_stages_do_not_move_and_all_others_do(stages: int) -> None:
     model = small(frozen_stages=stages).train()

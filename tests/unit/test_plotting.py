@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from scanbench import comparison_figures, plotting
+from scanbench.text import plain
 
 EMPTY = {
     "roc": pd.DataFrame(columns=["experiment", "class", "seed", "fpr", "tpr"]),
@@ -234,10 +235,10 @@ def test_a_figure_without_data_says_so(figure) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(), st.integers(5, 40))
 def test_any_name_becomes_one_drawable_line(name: str, width: int) -> None:
-    line = plotting.plain(name, width)
+    line = plain(name, width)
     assert len(line) <= width
     assert line.isprintable()
-    assert plotting.plain(line, width) == line
+    assert plain(line, width) == line
 
 
 def test_names_that_look_like_markup_are_drawn_as_they_are(tmp_path: Path) -> None:

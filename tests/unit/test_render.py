@@ -97,7 +97,7 @@ def test_captions_tell_how_rules_were_chosen_and_whether_anything_is_settled_ear
     assert "other folds" not in page
     assert "for a wanted share of good scans stopped, on one half of the groups for the oth" in page
     assert "Vertical:" not in page
-    assert "Before the end of the scan, no AUROC lies at most 0.01 below" in page
+    assert "Before the end of the scan no AUROC is settled (at most 0.01 below" in page
     assert "None is before the end of the scan." in page
 
 

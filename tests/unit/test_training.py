@@ -31,9 +31,10 @@ from scanbench.checkpoints import WholeCheckpoints
 from scanbench.classification import Classification
 from scanbench.errors import UserError
 from scanbench.files import sha256_of
-from scanbench.learner import Settings, from_config, learning_rate, parameter_groups
+from scanbench.learner import learning_rate, parameter_groups
 from scanbench.runs import AnswerTimes, load_run
 from scanbench.samples import Batch, class_weights
+from scanbench.settings import Settings, from_config
 from scanbench.store import Store
 from scanbench.training import HISTORY, train
 
@@ -98,8 +99,9 @@ def test_only_what_can_change_a_run_trains_it_again() -> None:
     shared = {"__init__", "errors", "files", "provenance", "sources"}
     reading = {"split_file", "store", "windows"}
     data = {"augment", "samples"}
-    loop = {"checkpoints", "classification", "distillation", "learner", "learning", "training"}
-    assert names == shared | reading | data | loop | {"answers", "runs", "start", "tuning"}
+    loop = {"checkpoints", "classification", "distillation", "learner", "learning"}
+    ours = {"answers", "runs", "settings", "start", "training", "tuning"}
+    assert names == shared | reading | data | loop | ours
 
 
 # ------------------------------------------------------------------------------------- the loss

@@ -201,6 +201,17 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_configuration_is_one_clear_line(project: Project, mistake: str) -> None:
+    config, line = MISTAKES[mistake]
+    done = project.snakemake("--dry-run", config=config, check=False)
+    assert done.returncode != 0
+    # A dry run prints its errors to the standard output.
+    said = done.stdout + done.stderr
+    assert line in said
+    assert "Traceback" not in said
+
+
 def test_a_file_that_is_no_yaml_is_named_with_the_line(project: Project) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy2(ROOT / name, project.folder)
@@ -220,14 +231,3 @@ def test_a_file_that_is_no_yaml_is_named_with_the_line(project: Project) -> None
     done = project.run("snakemake", "--dry-run", check=False)
     assert f"config.yaml line {lines}: is no YAML" in done.stdout + done.stderr
     assert "indent with spaces" in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_configuration_is_one_clear_line(project: Project, mistake: str) -> None:
-    config, line = MISTAKES[mistake]
-    done = project.snakemake("--dry-run", config=config, check=False)
-    assert done.returncode != 0
-    # A dry run prints its errors to the standard output.
-    said = done.stdout + done.stderr
-    assert line in said
-    assert "Traceback" not in said

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from scanbench.errors import UserError
 from scanbench.files import replacing
-from scanbench.plotting import CLASS_COLOURS, GREY, STYLE, VERMILLION, plain
+from scanbench.plotting import CLASS_COLOURS, GREY, STYLE, VERMILLION
+from scanbench.text import plain
 from scanbench.tipstate.replay_page import Replay, image_of
 
 __all__ = ["FORMATS", "write"]
@@ -206,4 +207,4 @@ class _Drawing:
             self.figure.add_artist(box)
             self.figure.text(0.765, y, plain(name, 16), fontsize=10, va="center")
             self.values.append(self.figure.text(0.97, y, "", fontsize=10, va="center", ha="right"))
-        self.figure.text(0.74, 0.23, plain(replay.by, 28), fontsize=8, color=GREY)
+        self.figure.text(0.74, 0.23, plain(replay.by, 40), fontsize=8, color=GREY)

@@ -31,12 +31,13 @@ from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.metrics import Floats
 from scanbench.parquet import read_parquet
-from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, plain, styled
+from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, styled
 from scanbench.predictions import HeldOut
 from scanbench.runs import META, WEIGHTS, AnswerTimes, Run, check_trained_on, load_run
 from scanbench.samples import trained_classes
 from scanbench.split_file import read_split
 from scanbench.store import Store
+from scanbench.text import plain
 from scanbench.tipstate.attention import Attentive, line_attention
 from scanbench.tipstate.attribution import line_steps
 from scanbench.windows import WindowReader

@@ -27,9 +27,9 @@ from scanbench.plotting import (
     Sheet,
     experiment_styles,
     message,
-    plain,
     styled,
 )
+from scanbench.text import plain
 from scanbench.tipstate.figures import Floats, Picture, draw_scan
 
 __all__ = ["Attributed", "attributed_scans", "checks", "perturbation"]
@@ -204,6 +204,7 @@ def checks(
         rows = faithfulness[faithfulness["metric"] == metric]
         _dots(axes, rows, column, methods, experiments)
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # labels of three digits beside each other
         axes.set_xlabel(title)
     grid[0].set_yticks(range(len(methods)), [TITLES[m].replace("\n", " ") for m in methods])
     grid[0].set_ylim(len(methods) - 0.4, -0.6)

@@ -31,13 +31,13 @@ from scanbench.plotting import (
     Sheet,
     experiment_styles,
     message,
-    plain,
     styled,
 )
 from scanbench.predictions import is_windowed, windows_so_far
 from scanbench.render import Drawing, Material
 from scanbench.store import Store
 from scanbench.tables import exclusion_table, in_split
+from scanbench.text import plain
 
 __all__ = [
     "Example",

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scanbench.errors import UserError
 from scanbench.files import parse_json
 from scanbench.streaming import Fault, Item, Line, ScanInfo
+from scanbench.text import plain
 from scanbench.tipstate.readers import RawScan, ReadOptions, read
 
 #: File of a recording: what came in, one item a line.
@@ -199,7 +200,7 @@ def _tell_wait(trouble: str, frame: Frame | None, given: int, waiting: Waiting) 
         assert frame is not None
         trouble = f"{frame.info.name}: {'the scan is over' if given else 'no line is measured yet'}"
     until = f"for {waiting.timeout_s:g} s at most (--timeout)"
-    print(f"scanbench: {trouble}; waiting for a scan, {until}", file=sys.stderr, flush=True)
+    print(f"scanbench: {plain(trouble)}; waiting for a scan, {until}", file=sys.stderr, flush=True)
 
 
 def _is_other(old: Frame, new: Frame, given: int) -> bool:
@@ -459,11 +460,11 @@ class Controller:
             return
         try:
             connection = Connection(self.host, self.port, self.timeout_s)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of a host that can be none
+            why = getattr(error, "strerror", None) or error
             raise UnavailableError(
-                f"{self.url}: nobody answers at host {self.host}, port {self.port} "
-                f"({error.strerror or error}); start the controller, and check host and port of "
-                "its TCP programming interface"
+                f"{self.url}: nobody answers at host {self.host}, port {self.port} ({why}); start "
+                "the controller, and check host and port of its TCP programming interface"
             ) from error
         self.nanonis = self.package.Nanonis(connection)
 

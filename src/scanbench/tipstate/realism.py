@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from scanbench import plotting, provenance
+from scanbench import plotting, provenance, text
 from scanbench.errors import UserError
 from scanbench.files import replacing_folder, write_json
 from scanbench.plotting import BLUE, DOUBLE, MM, VERMILLION, Sheet
@@ -332,10 +332,10 @@ def table(rows: pd.DataFrame, spec: Mapping[str, Any]) -> ResultTable:
             "Compared": rows["of"],
             "Class": rows["class"],
             "Scans": [f"{a} / {b}" for a, b in zip(rows["scans_a"], rows["scans_b"], strict=True)],
-            "Heights": [plotting.number(v) for v in rows["height_distance"]],
-            "Fast axis (dB)": [plotting.number(v, 1) for v in rows["fast_distance_db"]],
-            "Slow axis (dB)": [plotting.number(v, 1) for v in rows["slow_distance_db"]],
-            "Told apart (AUROC)": [plotting.number(v) for v in rows["discriminator_auroc"]],
+            "Heights": [text.number(v) for v in rows["height_distance"]],
+            "Fast axis (dB)": [text.number(v, 1) for v in rows["fast_distance_db"]],
+            "Slow axis (dB)": [text.number(v, 1) for v in rows["slow_distance_db"]],
+            "Told apart (AUROC)": [text.number(v) for v in rows["discriminator_auroc"]],
         }
     )
     return ResultTable(
@@ -388,7 +388,7 @@ def drawing(real: Scans, simulated: Scans, classes: Sequence[str]) -> Sheet:
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter(NullFormatter())
-        panels[k, 0].set_ylabel(f"{plotting.plain(name)}\npower (variance)")
+        panels[k, 0].set_ylabel(f"{text.plain(name)}\npower (variance)")
         panels[k, 2].set_ylabel("share per deviation")
     for axes, label in zip(
         panels[-1],

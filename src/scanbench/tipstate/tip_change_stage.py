@@ -20,17 +20,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from scanbench import comparison, metrics, plotting, provenance, tables
+from scanbench import comparison, metrics, plotting, provenance, tables, text
 from scanbench.change import drifts
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import replacing, write_json
 from scanbench.parquet import read_parquet
-from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, plain, styled
+from scanbench.plotting import DOUBLE, GREY, MM, Sheet, experiment_styles, styled
 from scanbench.runs import META, WEIGHTS, AnswerTimes, check_trained_on, load_run
 from scanbench.split_file import read_split
 from scanbench.store import Store
 from scanbench.tables import ResultTable
+from scanbench.text import plain
 from scanbench.tipstate import tip_change
 from scanbench.tipstate.tip_change import Bools, Counts, Floats, Watched
 
@@ -471,7 +472,7 @@ def _detection_table(judged: pd.DataFrame, spec: Mapping[str, Any], simulated: s
     for _, rows in judged.groupby(["detector", "wanted"], sort=False):
         by, first = rows.set_index("figure"), rows.iloc[0]
         cells = {
-            title: plotting.with_interval(
+            title: text.with_interval(
                 *by.loc[figure, list(_ENDS)].to_numpy(float),
                 digits=1 if figure in ("delay", "false_alarms") else 2,
             )
@@ -494,7 +495,7 @@ def _scan_table(ranked: pd.DataFrame, spec: Mapping[str, Any], simulated: str) -
     shown = [
         {
             "Detector": row["detector"],
-            "AUROC": plotting.with_interval(*(float(row[end]) for end in _ENDS)),
+            "AUROC": text.with_interval(*(float(row[end]) for end in _ENDS)),
             "Labelled": f"{row['changed']:,}",
             "Scans": f"{row['scans']:,}",
             "Groups": f"{row['groups']:,}",

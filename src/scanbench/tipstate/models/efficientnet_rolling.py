@@ -26,7 +26,7 @@ from scanbench.tipstate.models.efficientnet import (
     standardised,
 )
 
-#: Scans whose features are computed at once in `fit`.
+#: Scans whose features are computed at once for a fit.
 CHUNK = 16
 
 
