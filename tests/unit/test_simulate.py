@@ -556,3 +556,15 @@ def test_a_wrong_spec_is_one_clear_line_and_leaves_nothing_behind(spec, words, t
         simulate(spec, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("drop", [0.0, 7.05, 30.0])
+def test_over_a_deep_terrace_the_current_is_that_of_the_same_surface_raised(drop):
+    tip = (Apex(radius=0.5),)
+    x_N, y_N = np.linspace(0, 20, 50), np.zeros(50)
+    flat = perfect_surface(MATERIALS["au111"].cell(0.0))
+    heights = flat.lattices[0].heights_RDS - np.float32(drop)
+    lowered = replace(flat, lattices=(replace(flat.lattices[0], heights_RDS=heights),))
+    expected = tunnelling_current(flat, tip, x_N, y_N, np.full(50, 4.0))
+    found = tunnelling_current(lowered, tip, x_N, y_N, np.full(50, 4.0 - drop))
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -176,7 +176,8 @@ def tunnelling_current(
         ax_N, ay_N = x_N + np.float32(apex.x), y_N + np.float32(apex.y)
         for lattice in surface.lattices:
             current_N += _lattice_current(lattice, apex, ax_N, ay_N, centre_N)
-        reach = _reach(apex, centre_N)
+        lowest = min((_lowest(lattice) for lattice in surface.lattices), default=0.0)
+        reach = _reach(apex, centre_N, lowest)
         atoms = surface.adsorbates_N3.astype(np.float32)
         seen = (atoms[:, 0] > ax_N.min() - reach) & (atoms[:, 0] < ax_N.max() + reach)
         seen &= (atoms[:, 1] > ay_N.min() - reach) & (atoms[:, 1] < ay_N.max() + reach)
@@ -195,9 +196,17 @@ def _decayed(squared_distance: Floats, apex: Apex) -> Floats:
     return decayed
 
 
-def _reach(apex: Apex, z_N: Floats) -> float:
+def _lowest(lattice: Lattice) -> float:
+    """Return the height of the lowest atom, Å; 0 where there is none."""
+    heights = lattice.heights_RDS[np.isfinite(lattice.heights_RDS)]
+    return float(heights.min()) if heights.size else 0.0
+
+
+def _reach(apex: Apex, z_N: Floats, lowest: float) -> float:
     """Return the lateral distance beyond which atoms count for nothing."""
     near = float(z_N.mean())
+    if near < apex.radius:  # below the upper terrace's atoms: over a lower one
+        near = max(near - lowest, apex.radius)
     return math.sqrt((near - math.log(NEGLIGIBLE) / (2 * apex.decay)) ** 2 - near**2)
 
 
@@ -214,7 +223,9 @@ def _lattice_current(
     v_N -= dimer_N * along
 
     rows, dimers, sides = lattice.heights_RDS.shape
-    row_K, dimer_K, side_K = _neighbours(lattice.cell, math.ceil(4 * _reach(apex, z_N)) / 4)
+    row_K, dimer_K, side_K = _neighbours(
+        lattice.cell, math.ceil(4 * _reach(apex, z_N, _lowest(lattice))) / 4
+    )
     # wrapped around, so that a neighbour is a fixed step away in memory
     pad_u, pad_v = int(row_K.max()), int(dimer_K.max())
     padding = ((pad_u, pad_u), (pad_v, pad_v), (0, 0))
