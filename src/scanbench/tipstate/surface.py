@@ -12,6 +12,7 @@ tip resolves the surface follows from its radius and gap alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -176,8 +177,7 @@ def tunnelling_current(
         ax_N, ay_N = x_N + np.float32(apex.x), y_N + np.float32(apex.y)
         for lattice in surface.lattices:
             current_N += _lattice_current(lattice, apex, ax_N, ay_N, centre_N)
-        lowest = min((_lowest(lattice) for lattice in surface.lattices), default=0.0)
-        reach = _reach(apex, centre_N, lowest)
+        reach = _reach(apex, centre_N, surface.lattices)
         atoms = surface.adsorbates_N3.astype(np.float32)
         seen = (atoms[:, 0] > ax_N.min() - reach) & (atoms[:, 0] < ax_N.max() + reach)
         seen &= (atoms[:, 1] > ay_N.min() - reach) & (atoms[:, 1] < ay_N.max() + reach)
@@ -202,11 +202,11 @@ def _lowest(lattice: Lattice) -> float:
     return float(heights.min()) if heights.size else 0.0
 
 
-def _reach(apex: Apex, z_N: Floats, lowest: float) -> float:
+def _reach(apex: Apex, z_N: Floats, lattices: Sequence[Lattice]) -> float:
     """Return the lateral distance beyond which atoms count for nothing."""
     near = float(z_N.mean())
     if near < apex.radius:  # below the upper terrace's atoms: over a lower one
-        near = max(near - lowest, apex.radius)
+        near = max(near - min(map(_lowest, lattices), default=0.0), apex.radius)
     return math.sqrt((near - math.log(NEGLIGIBLE) / (2 * apex.decay)) ** 2 - near**2)
 
 
@@ -223,9 +223,8 @@ def _lattice_current(
     v_N -= dimer_N * along
 
     rows, dimers, sides = lattice.heights_RDS.shape
-    row_K, dimer_K, side_K = _neighbours(
-        lattice.cell, math.ceil(4 * _reach(apex, z_N, _lowest(lattice))) / 4
-    )
+    reach = math.ceil(4 * _reach(apex, z_N, (lattice,))) / 4
+    row_K, dimer_K, side_K = _neighbours(lattice.cell, reach)
     # wrapped around, so that a neighbour is a fixed step away in memory
     pad_u, pad_v = int(row_K.max()), int(dimer_K.max())
     padding = ((pad_u, pad_u), (pad_v, pad_v), (0, 0))
