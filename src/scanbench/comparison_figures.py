@@ -313,9 +313,10 @@ def by_lines(
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("Scan lines seen")
     drawn = zip(("Solid", "dashed"), (METRIC_NAMES[metric] for metric in kinds), strict=False)
-    rest[0].suptitle(
-        "; ".join(f"{line}: {metric}" for line, metric in drawn), x=0.01, ha="left", fontsize=7
-    )
+    key = [f"{line}: {metric}" for line, metric in drawn]
+    if any(experiment in (settled or {}) for experiment in running):
+        key.append("vertical: AUROC settled")
+    rest[0].suptitle("; ".join(key), x=0.01, ha="left", fontsize=7)
     return figure
 
 

@@ -62,6 +62,17 @@ class Run:
         """Names of the classes, in the order of the model's outputs."""
         return self.meta["classes"]
 
+    def takes(self, unit: str) -> bool:
+        """Return whether values in this unit are of the physics that the model was trained on.
+
+        Where a normalisation takes the scale away, a container that tells no unit is believed, and
+        an image whose heights became grey levels (`level`) stands for heights in metres.
+        """
+        own = self.meta["unit"]
+        if unit == own or self.meta["normalisation"] == "none":
+            return unit == own
+        return not unit or not own or {unit, own} == {"m", "level"}
+
 
 def build_model(
     study: str, name: str, options: Mapping[str, Any], *, lines: int, pixels: int, classes: int

@@ -522,7 +522,7 @@ class Monitor:
 
     def _begin(self, info: ScanInfo) -> Event:
         meta = self.run.meta
-        if info.unit and meta["unit"] and info.unit != meta["unit"]:
+        if info.unit and not self.run.takes(info.unit):
             raise UserError(
                 f"{info.name}: heights in {info.unit!r}, but the run was trained on channel "
                 f"{meta['channel']!r} in {meta['unit']!r}; stream that channel"

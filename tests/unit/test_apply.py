@@ -272,6 +272,24 @@ def test_scans_of_another_unit_are_refused(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_on_grey_levels_judges_heights_in_metres(run: Path, tmp_path: Path) -> None:
+    """The published images are grey levels; a laboratory has instrument files."""
+    (tmp_path / "scans").mkdir()
+    sxm(tmp_path / "scans/whole.sxm", 512)
+    trained = tmp_path / "run"
+    shutil.copytree(run, trained)
+    meta = json.loads((run / "model.json").read_text()) | {"unit": "level"}
+    answers = {}
+    for unit in ("m", "level"):
+        (trained / "model.json").write_text(json.dumps(meta | {"unit": unit}))
+        apply(trained, tmp_path / "scans", tmp_path / "out", figures=False)
+        answers[unit] = (tmp_path / "out/scans.csv").read_bytes()
+    assert answers["m"] == answers["level"]
+    (trained / "model.json").write_text(json.dumps(meta | {"normalisation": "none"}))
+    with pytest.raises(UserError, match="in 'm', but the run was trained on .* in 'level'"):
+        apply(trained, tmp_path / "scans", tmp_path / "out", figures=False)
+
+
 def test_files_are_read_as_those_of_the_run_were(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

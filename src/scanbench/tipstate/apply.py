@@ -125,7 +125,7 @@ def apply(
     with replacing_folder(out, marker=RECORD, option="--out") as part:
         found = ingest(spec, folder, labels, part / "scans", mend_label=MEND_LABEL)
         manifest = read_manifest(part / "scans")
-        _check_unit(manifest, folder, meta)
+        _check_unit(manifest, folder, trained)
         convert(
             {"study": meta["study"], "classes": classes, **size}, part / "scans", part / "store.h5"
         )
@@ -174,16 +174,11 @@ def _seen(run: Path, store: Store, judged: np.ndarray) -> int | None:
     return int(np.isin(hashes, known).any(0).sum())
 
 
-def _check_unit(manifest: pd.DataFrame, folder: Path, meta: Mapping[str, Any]) -> None:
-    """Refuse scans of other physics than the run was trained on.
-
-    A container such as an NPZ tells no unit; that does not matter where a normalisation takes the
-    scale away.
-    """
-    known = manifest[(manifest["unit"] != "") | (meta["normalisation"] == "none")]
-    other = known[known["unit"] != meta["unit"]]
-    if len(other) and (meta["unit"] or meta["normalisation"] == "none"):
-        first = other.iloc[0]
+def _check_unit(manifest: pd.DataFrame, folder: Path, trained: Run) -> None:
+    """Refuse scans of other physics than the run was trained on."""
+    other = manifest[~manifest["unit"].map(trained.takes)]
+    if len(other):
+        first, meta = other.iloc[0], trained.meta
         raise UserError(
             f"{folder}: {first['file']}: channel {first['channel']!r} in {first['unit']!r}, but "
             f"the run was trained on channel {meta['channel']!r} in {meta['unit']!r}; choose the "

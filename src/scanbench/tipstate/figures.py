@@ -263,12 +263,13 @@ def _draw_pair(scan: Axes, answers: Axes, example: Example, classes: Sequence[st
     draw_scan(scan, example.picture)
     _draw_answers(answers, example, classes, len(example.picture.x_LP))
     # Both boxes are as wide as each other, so their lines stand side by side.
+    height = max(example.picture.aspect, 0.25)
     for axes in (scan, answers):
         axes.set_aspect("auto")
-        axes.set_box_aspect(max(example.picture.aspect, 0.25))
+        axes.set_box_aspect(height)
     scan.set_ylabel("Scan line")
     scan.tick_params(axis="y", length=2)
-    scan.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    scan.yaxis.set_major_locator(MaxNLocator(max(2, min(5, round(5 * height))), integer=True))
     answers.set_xlabel("Probability", labelpad=1)
 
 
