@@ -286,7 +286,7 @@ def test_a_run_on_grey_levels_judges_heights_in_metres(run: Path, tmp_path: Path
         answers[unit] = (tmp_path / "out/scans.csv").read_bytes()
     assert answers["m"] == answers["level"]
     (trained / "model.json").write_text(json.dumps(meta | {"normalisation": "none"}))
-    with pytest.raises(UserError, match="in 'm', but the run was trained on .* in 'level'"):
+    with pytest.raises(UserError, match=r"in 'm', but the run was trained on .* in 'level'"):
         apply(trained, tmp_path / "scans", tmp_path / "out", figures=False)
 
 
