@@ -315,7 +315,7 @@ def by_lines(
     drawn = zip(("Solid", "dashed"), (METRIC_NAMES[metric] for metric in kinds), strict=False)
     key = [f"{line}: {metric}" for line, metric in drawn]
     if any(experiment in (settled or {}) for experiment in running):
-        key.append("vertical: AUROC settled")
+        key.append("vertical: from here on AUROC stays near its end")
     rest[0].suptitle("; ".join(key), x=0.01, ha="left", fontsize=7)
     return figure
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from scanbench.store import Store
 
 SCHEMA_VERSION = 1
+#: Units of heights: metres, and grey levels of an image that they became.
+HEIGHTS = {"m", "level"}
 WEIGHTS, META = "weights.safetensors", "model.json"
 #: What `model.json` must hold for the model to be used, and the type of each.
 REQUIRED: dict[str, type] = {
@@ -62,16 +64,22 @@ class Run:
         """Names of the classes, in the order of the model's outputs."""
         return self.meta["classes"]
 
-    def takes(self, unit: str) -> bool:
-        """Return whether values in this unit are of the physics that the model was trained on.
+    @property
+    def quantity(self) -> str:
+        """What the model was trained on, for messages: `channel 'Z' in 'm'`."""
+        unit = repr(self.meta["unit"]) if self.meta["unit"] else "an unknown unit"
+        return f"channel {self.meta['channel']!r} in {unit}"
 
-        Where a normalisation takes the scale away, a container that tells no unit is believed, and
-        an image whose heights became grey levels (`level`) stands for heights in metres.
+    def takes(self, unit: str) -> bool:
+        """Return whether the run may judge values in this unit; "" is an unknown one.
+
+        Without normalisation the units must be equal. With one, which takes the scale away, an
+        unknown unit on either side is believed, and metres and grey levels are both heights.
         """
         own = self.meta["unit"]
-        if unit == own or self.meta["normalisation"] == "none":
+        if self.meta["normalisation"] == "none":
             return unit == own
-        return not unit or not own or {unit, own} == {"m", "level"}
+        return "" in (unit, own) or unit == own or {unit, own} <= HEIGHTS
 
 
 def build_model(

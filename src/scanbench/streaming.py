@@ -498,7 +498,7 @@ class Monitor:
         Raises
         ------
         UserError
-            If the scan is of another unit than the run's, or there is none.
+            If there is no scan, or it names a unit that the run does not take (`Run.takes`).
         """
         reason = "the source ended"
         for item in begun(source):
@@ -521,12 +521,12 @@ class Monitor:
             yield from self._line(item)
 
     def _begin(self, info: ScanInfo) -> Event:
-        meta = self.run.meta
         if info.unit and not self.run.takes(info.unit):
             raise UserError(
-                f"{info.name}: heights in {info.unit!r}, but the run was trained on channel "
-                f"{meta['channel']!r} in {meta['unit']!r}; stream that channel"
+                f"{info.name}: heights in {info.unit!r}, but the run was trained on "
+                f"{self.run.quantity}; stream that channel"
             )
+        meta = self.run.meta
         self.info = info
         self.resampler = LineResampler(
             info.planned_lines, info.pixels, meta["scan_lines"], meta["pixels"]

@@ -1,6 +1,7 @@
 """Figures: the same bytes each time, nothing too small to read, hostile names, empty tables."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.text import Text
 
 from scanbench import comparison_figures, plotting
 from scanbench.text import plain
+from scanbench.tipstate.figures import Example, Picture, scan_answer
 
 EMPTY = {
     "roc": pd.DataFrame(columns=["experiment", "class", "seed", "fpr", "tpr"]),
@@ -230,6 +232,33 @@ def test_learning_curves_show_the_gap_at_the_kept_epoch() -> None:
 def test_a_figure_without_data_says_so(figure) -> None:
     [text] = texts(figure())
     assert re.match("No ", text)
+
+
+@pytest.mark.parametrize("settled", [{}, {"m": 5.0}, {"another": 5.0}])
+def test_a_vertical_line_is_explained_where_there_is_one(settled) -> None:
+    rows = [
+        ("m", "lines", lines, "auroc", None, 0.8, 0.7, 0.9) for lines in (1, 5, 20)
+    ]  # fmt: skip
+    names = ["experiment", "reading", "lines", "metric", "class", "value", "low", "high"]
+    metrics = pd.DataFrame(rows, columns=names)
+    figure = comparison_figures.by_lines(metrics, ["m"], settled=settled)
+    assert any("vertical" in text for text in texts(figure)) == ("m" in settled)
+
+
+@pytest.mark.parametrize("lines", [5, 15, 16, 40, 128])
+def test_tick_labels_beside_a_scan_do_not_overlap(lines: int) -> None:
+    """However early the scan was aborted."""
+    shown = Picture(x_LP=np.zeros((lines, 128)), title="s", aspect=lines / 128)
+    answers = pd.DataFrame({name: [1 / len(CLASSES)] for name in CLASSES}, index=[lines])
+    example = Example(picture=shown, label="", predicted=CLASSES[0], answers=answers)
+    figure = scan_answer(example, CLASSES)
+    figure.draw_without_rendering()
+    scan = figure.body.axes[0]
+    bottom, top = scan.get_window_extent().intervaly
+    boxes = [label.get_window_extent() for label in scan.get_yticklabels()]
+    inside = sorted((b for b in boxes if bottom <= (b.y0 + b.y1) / 2 <= top), key=lambda b: b.y0)
+    assert len(inside) >= 2
+    assert all(low.y1 <= high.y0 for low, high in pairwise(inside))
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,7 @@
 """What a monitor says about lines, answers and faults."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,6 +192,33 @@ def test_a_scan_of_other_lines_and_pixels_is_resampled_and_answered_when_a_line_
 def test_other_physics_is_refused_in_one_line(causal):
     with pytest.raises(UserError, match=r"scan: heights in 'A', but .* 'Z' in 'm'"):
         events_of(causal, [ScanInfo(name="scan", planned_lines=4, pixels=4, unit="A")])
+
+
+@pytest.mark.parametrize("normalisation", ["line", "scan", "none"])
+@pytest.mark.parametrize(
+    ("own", "unit", "alike"),
+    [
+        ("m", "level", True), ("level", "m", True), ("", "m", True), ("m", "", True),
+        ("", "A", True), ("m", "A", False), ("A", "m", False), ("level", "A", False),
+        ("A", "level", False), ("m", "m", None), ("level", "level", None), ("", "", None),
+    ],
+)  # fmt: skip
+def test_which_units_a_run_takes(causal, normalisation, own, unit, alike):
+    """`alike`: None where the units are equal, which is always taken."""
+    run = dataclasses.replace(
+        causal, meta=causal.meta | {"unit": own, "normalisation": normalisation}
+    )
+    assert run.takes(unit) == (alike is None or (alike and normalisation != "none"))
+
+
+def test_a_run_on_grey_levels_answers_about_a_stream_in_metres(causal):
+    assert causal.meta["normalisation"] == "line"
+    levels = dataclasses.replace(causal, meta=causal.meta | {"unit": "level"})
+    source = items(heights(LINES, PIXELS))
+    assert source[0].unit == "m"
+    assert lines_of(events_of(levels, source)) == lines_of(events_of(causal, source))
+    with pytest.raises(UserError, match=r"heights in 'A', but .* in 'level'"):
+        events_of(levels, [dataclasses.replace(source[0], unit="A")])
 
 
 def test_uncertainty_runs_from_sure_to_nothing_known():

@@ -106,8 +106,8 @@ def apply(
     Raises
     ------
     UserError
-        If the run or the labels are wrong, no scan can be read, scans are of another unit than the
-        run's, or `out` is not free or lies in `folder`.
+        If the run or the labels are wrong, no scan can be read, scans are in a unit that the run
+        does not take (`Run.takes`), or `out` is not free or lies in `folder`.
     """
     started = time.time()
     trained = load_run(run)
@@ -178,10 +178,10 @@ def _check_unit(manifest: pd.DataFrame, folder: Path, trained: Run) -> None:
     """Refuse scans of other physics than the run was trained on."""
     other = manifest[~manifest["unit"].map(trained.takes)]
     if len(other):
-        first, meta = other.iloc[0], trained.meta
+        first = other.iloc[0]
         raise UserError(
             f"{folder}: {first['file']}: channel {first['channel']!r} in {first['unit']!r}, but "
-            f"the run was trained on channel {meta['channel']!r} in {meta['unit']!r}; choose the "
+            f"the run was trained on {trained.quantity}; choose the "
             'channel with --spec \'{"channel": "NAME"}\''
         )
 
