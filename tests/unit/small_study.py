@@ -89,9 +89,13 @@ def make(
 
 def spec(model: str = "cnn-scan", **changes: Any) -> dict[str, Any]:
     """Return what the train stage gets; `training` and `augmentation` are merged."""
-    training = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "monitor": "val_loss"}
-    # In the precision that predictions have, on processors with bf16 too.
-    training["precision"] = "fp32"
+    training = {
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "monitor": "val_loss",
+        "precision": "fp32",  # that of predictions, on processors with bf16 too
+    }
     augmentation = {"flip_fast": 0.5, "noise": 0.1}
     small: dict[str, dict[str, Any]] = {
         "cnn-scan": {"widths": [8, 16]},
