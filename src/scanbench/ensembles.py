@@ -20,7 +20,7 @@ from scanbench import provenance
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
 from scanbench.parquet import read_parquet
-from scanbench.predictions import COLUMNS, read_table
+from scanbench.predictions import COLUMNS, is_windowed, read_table, windows_so_far
 
 SAMPLE = ["scan_id", "first_line"]
 
@@ -32,7 +32,9 @@ def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the answers of an ensemble.
 
     Whenever a member answers, the ensemble does: with the newest answers of all members that have
-    answered about this sample, so that it looks no further than they did.
+    answered about this sample, so that it looks no further than they did. Members that all look at
+    the same windows answer together about each. Otherwise a member that looks at windows says of a
+    running scan what evaluation reads: the mean over its windows so far.
 
     Parameters
     ----------
@@ -47,19 +49,20 @@ def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Raises
     ------
     UserError
-        If the members have not answered about the same samples, or have other classes.
+        If the members have not answered about the same scans, or have other classes.
     """
     first_name, first = next(iter(tables.items()))
     columns = [column for column in first.columns if column.startswith("p_")]
-    samples = _samples(first)
     for name, table in tables.items():
         if [column for column in table.columns if column.startswith("p_")] != columns:
             raise UserError(f"ensemble: {name!r} has other classes than {first_name!r}")
-        if not _samples(table).equals(samples):
+        if set(table["scan_id"]) != set(first["scan_id"]):
             raise UserError(
-                f"ensemble: {name!r} and {first_name!r} answer about different samples of a scan; "
-                "give them the same windows"
+                f"ensemble: {name!r} and {first_name!r} answer about different scans: predict "
+                "again, with the same split for both"
             )
+    if not all(_samples(table).equals(_samples(first)) for table in tables.values()):
+        tables = {name: _of_running_scans(table, columns) for name, table in tables.items()}
     logs = pd.concat(
         [_logarithms(tables[name], columns) for name in sorted(tables)],
         axis="columns",
@@ -74,6 +77,14 @@ def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = rows.merge(first.drop_duplicates("scan_id")[["scan_id", *facts]], on="scan_id")
     rows["final"] = ~rows.duplicated(SAMPLE, keep="last")
     return rows[list(COLUMNS)].assign(**dict(zip(columns, p_RC.astype(np.float32).T, strict=True)))
+
+
+def _of_running_scans(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return a table whose samples are scans from their first line, whatever they were."""
+    if not is_windowed(table):
+        return table
+    rows = windows_so_far(table[table["final"]], columns)
+    return rows.assign(first_line=0, final=~rows.duplicated("scan_id", keep="last"))
 
 
 def _logarithms(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -101,7 +101,6 @@ def _check_comparisons(config: Config) -> None:
                     )
             # An overlay may change sizes for its own targets without regard to the others.
             if name in wanted:
-                _check_samples(config, experiment)
                 for member in plan.members(config, experiment):
                     _check_window(config, comparison["dataset"], member)
         if name in wanted and config["tuning"]["trials"]:
@@ -235,18 +234,6 @@ def _check_members(config: Config, name: str, members: list[str]) -> None:
         raise UserError(f"{where}: an experiment has this name; give it another")
     for member in members:
         _named(config, "experiment", member, where)
-
-
-def _check_samples(config: Config, name: str) -> None:
-    """Check that an ensemble's members look at the same samples of a scan."""
-    first, *others = plan.members(config, name)
-    windows = {member: config["experiments"][member]["window"] for member in (first, *others)}
-    for member in others:
-        if windows[member] != windows[first]:
-            raise UserError(
-                f"config: ensembles.{name}: {member!r} and {first!r} have other windows, and so "
-                "answer about other samples of a scan; give them the same `window`"
-            )
 
 
 def _check_effort(config: Config, comparison: str) -> None:

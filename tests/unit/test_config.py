@@ -181,15 +181,6 @@ def layers(overlay: str) -> list[str]:
     return sorted({below, overlay} if (ROOT / "config" / below).is_file() else {overlay}, key=len)
 
 
-def test_an_ensemble_of_other_samples_is_refused_where_it_is_compared() -> None:
-    config = copy.deepcopy(CONFIG)
-    config["ensembles"]["both"] = ["vit", "causal-w20"]
-    resolve(config, SCHEMA)
-    config["comparisons"]["architectures"]["experiments"].append("both")
-    with pytest.raises(UserError, match=r"ensembles.both: 'causal-w20' and 'vit' have other win"):
-        resolve(config, SCHEMA)
-
-
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_resolves_with_the_configuration(overlay: str) -> None:
     config = with_overlays(*layers(overlay))

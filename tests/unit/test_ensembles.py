@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scanbench.ensembles import combine, pooled
 from scanbench.errors import UserError
-from scanbench.predictions import check_table
+from scanbench.predictions import check_table, lines_reading
 
 CLASSES = ["a", "b", "c"]
 P = [f"p_{name}" for name in CLASSES]
@@ -103,11 +103,55 @@ def test_a_probability_of_zero_stays_finite() -> None:
     check_table(pooled({"one": one, "other": other}), CLASSES, "ensemble")
 
 
-def test_members_with_other_samples_are_refused() -> None:
-    whole = table({("x", 0): {10: [0.2, 0.3, 0.5]}})
-    windows = table({("x", 0): {5: [0.2, 0.3, 0.5]}, ("x", 5): {10: [0.2, 0.3, 0.5]}})
-    with pytest.raises(UserError, match="answer about different samples of a scan"):
-        pooled({"whole": whole, "windows": windows})
+def test_beside_others_a_member_speaks_by_the_mean_over_its_windows_so_far() -> None:
+    windows = table({("x", 0): {5: [0.2, 0.3, 0.5]}, ("x", 5): {10: [0.6, 0.3, 0.1]}})
+    whole = table({("x", 0): {8: [0.1, 0.1, 0.8]}})
+    found = pooled({"windows": windows, "whole": whole})
+    check_table(found, CLASSES, "ensemble")
+    assert found[["first_line", "lines_seen", "final"]].to_numpy().tolist() == [
+        [0, 5, False],
+        [0, 8, False],
+        [0, 10, True],
+    ]
+    for row, so_far in ((1, [0.2, 0.3, 0.5]), (2, [0.4, 0.3, 0.3])):
+        mean = np.sqrt(np.multiply(so_far, [0.1, 0.1, 0.8]))
+        np.testing.assert_allclose(found.loc[row, P].astype(float), mean / mean.sum(), rtol=1e-6)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 99), sizes=st.lists(st.integers(2, 9), min_size=2, max_size=2))
+def test_members_with_other_windows_say_what_is_read_of_each(seed: int, sizes: list[int]) -> None:
+    """So the mean of both, by the line, is the mean of their readings."""
+    rng = np.random.default_rng(seed)
+    members = {
+        f"{size} lines": table(
+            {
+                (scan, first): {first + size: simplex(rng)}
+                for scan in ("x", "y")
+                for first in range(0, 30 - size, size)
+            }
+        )
+        for size in {*sizes, 1}
+    }
+    found = pooled(members)
+    check_table(found, CLASSES, "ensemble")
+    for lines in (9, 20, 30):
+        logs = [
+            np.log(reading.p_SNC[0])
+            for reading in (lines_reading(member, CLASSES, lines) for member in members.values())
+            if reading is not None
+        ]
+        mean_NC = np.exp(np.mean(logs, axis=0))
+        reading = lines_reading(found, CLASSES, lines)
+        assert reading is not None
+        expected = mean_NC / mean_NC.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(reading.p_SNC[0], expected, rtol=1e-5)
+
+
+def test_members_with_other_scans_are_refused() -> None:
+    one, other = (table({(scan, 0): {10: [0.2, 0.3, 0.5]}}) for scan in ("x", "y"))
+    with pytest.raises(UserError, match="'other' and 'one' answer about different scans"):
+        pooled({"one": one, "other": other})
 
 
 def test_members_with_other_classes_are_refused() -> None:
