@@ -26,11 +26,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from scanbench.thresholds import Floats, Ints, named
+
 Table: TypeAlias = dict[tuple[str, int | None], Floats]
 
-METRICS = ("auroc", "balanced_accuracy", "accuracy", "f1", "ece")
+METRICS = (
+    "auroc",
+    "balanced_accuracy",
+    "balanced_accuracy_fitted",
+    "accuracy",
+    "f1",
+    "ece",
+)
 
 # Weightings × rows held at a time where the AUROC is summed over sorted rows (16 MB in float64).
 CHUNK = 2_000_000
@@ -321,19 +328,27 @@ def metric_values(
     -------
     dict
         (metric, class index or None for the macro figure) → [S, B]. `recall` is among them for each
-        class; balanced accuracy is its mean. Macro figures are plain means over all classes, NaN
-        where a weighting leaves one of them without a value.
+        class; balanced accuracy is its mean. `balanced_accuracy_fitted`, there with several folds,
+        is that of the classes named by thresholds fitted on the other folds, once, with each unit
+        counted once. Macro figures are plain means over all classes, NaN where a weighting leaves
+        one of them without a value.
     """
     (seeds, _, classes), units = p_SNC.shape, weight_BK.shape[1]
     shape = (seeds, len(weight_BK))
     table: Table = {("auroc", c): np.empty(shape) for c in range(classes)}
     confusion = np.empty((*shape, classes, classes))
     calibration = np.empty((*shape, bins, 3))
+    several = len(np.unique(fold_N)) > 1
+    fitted = np.empty(shape)
     for s, p_NC in enumerate(p_SNC):
         for c in range(classes):
             table["auroc", c][s] = auroc(p_NC[:, c], label_N == c, unit_N, fold_N, weight_BK)
         by_unit = confusion_by_unit(label_N, p_NC.argmax(axis=1), unit_N, units, classes)
         confusion[s] = np.tensordot(weight_BK, by_unit, axes=1)
+        if several:
+            named_N = named(p_NC, label_N, fold_N)
+            by_unit = confusion_by_unit(label_N, named_N, unit_N, units, classes)
+            fitted[s] = recall(np.tensordot(weight_BK, by_unit, axes=1)).mean(axis=-1)
         bin_sums = calibration_by_unit(p_NC, label_N, unit_N, units, bins)
         calibration[s] = np.tensordot(weight_BK, bin_sums, axes=1)
     recalls, f1s = recall(confusion), f1(confusion)
@@ -342,6 +357,8 @@ def metric_values(
         table["f1", c] = f1s[..., c]
     table["auroc", None] = np.mean([table["auroc", c] for c in range(classes)], axis=0)
     table["balanced_accuracy", None] = recalls.mean(axis=-1)
+    if several:
+        table["balanced_accuracy_fitted", None] = fitted
     table["accuracy", None] = accuracy(confusion)
     table["f1", None] = f1s.mean(axis=-1)
     table["ece", None] = ece(calibration)

@@ -72,6 +72,7 @@ EXPERIMENT_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 METRIC_NAMES = {
     "auroc": "AUROC",
     "balanced_accuracy": "Balanced accuracy",
+    "balanced_accuracy_fitted": "Balanced accuracy, fitted thresholds",
     "accuracy": "Accuracy",
     "f1": "F1",
     "ece": "ECE",
