@@ -26,8 +26,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbench.thresholds import Floats, Ints, named
+from scanbench.thresholds import named
 
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 Table: TypeAlias = dict[tuple[str, int | None], Floats]
 
 METRICS = (
