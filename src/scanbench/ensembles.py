@@ -19,27 +19,29 @@ import pandas as pd
 from scanbench import provenance
 from scanbench.errors import UserError
 from scanbench.files import replacing, write_json
+from scanbench.metrics import log_probability
 from scanbench.parquet import read_parquet
 from scanbench.predictions import COLUMNS, is_windowed, read_table, windows_so_far
 
 SAMPLE = ["scan_id", "first_line"]
 
-#: A probability of 0 in float32 may stand for anything below this.
-LEAST = 1e-12
 
-
-def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def pooled(tables: Mapping[str, pd.DataFrame], *, same_windows: bool = True) -> pd.DataFrame:
     """Return the answers of an ensemble.
 
     Whenever a member answers, the ensemble does: with the newest answers of all members that have
-    answered about this sample, so that it looks no further than they did. Members that all look at
-    the same windows answer together about each. Otherwise a member that looks at windows says of a
-    running scan what evaluation reads: the mean over its windows so far.
+    answered about this sample, so that it looks no further than they did. A member that has not
+    answered yet has no part: one that answers at the scan's end joins there.
+
+    Beside members with other windows, one that looks at windows says of a running scan what
+    evaluation reads of it: the mean over the windows that have ended.
 
     Parameters
     ----------
     tables
         Member → its table of predictions, of one fold and seed, checked.
+    same_windows
+        Whether all members look at the same samples of a scan, be they windows or whole scans.
 
     Returns
     -------
@@ -56,13 +58,19 @@ def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for name, table in tables.items():
         if [column for column in table.columns if column.startswith("p_")] != columns:
             raise UserError(f"ensemble: {name!r} has other classes than {first_name!r}")
-        if set(table["scan_id"]) != set(first["scan_id"]):
+        if odd := sorted(set(table["scan_id"]) ^ set(first["scan_id"])):
             raise UserError(
-                f"ensemble: {name!r} and {first_name!r} answer about different scans: predict "
-                "again, with the same split for both"
+                f"ensemble: of {name!r} and {first_name!r} only one answers about scan {odd[0]!r}: "
+                "predict again, with the same split for both"
             )
-    if not all(_samples(table).equals(_samples(first)) for table in tables.values()):
+    if not same_windows:
         tables = {name: _of_running_scans(table, columns) for name, table in tables.items()}
+    for name, table in tables.items():
+        if not _samples(table).equals(_samples(tables[first_name])):
+            raise UserError(
+                f"ensemble: {name!r} and {first_name!r} answer about different samples of a scan, "
+                "but have the same windows: predict again"
+            )
     logs = pd.concat(
         [_logarithms(tables[name], columns) for name in sorted(tables)],
         axis="columns",
@@ -88,8 +96,9 @@ def _of_running_scans(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def _logarithms(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    p = table.set_index([*SAMPLE, "lines_seen"])[columns].astype(np.float64).clip(lower=LEAST)
-    return p.apply(np.log)
+    return (
+        table.set_index([*SAMPLE, "lines_seen"])[columns].astype(np.float64).apply(log_probability)
+    )
 
 
 def _samples(table: pd.DataFrame) -> pd.MultiIndex:
@@ -104,7 +113,7 @@ def combine(
     Parameters
     ----------
     spec
-        `name` of the ensemble, `fold` and `seed`; for the record.
+        `name` of the ensemble, `fold`, `seed` and `same_windows` (see `pooled`).
     members
         Member → its table of predictions of that fold and seed.
     classes
@@ -125,7 +134,7 @@ def combine(
         table = found[0]
     else:
         tables = {name: read_table(path, classes, f"{path}") for name, path in members.items()}
-        table = pooled(tables)
+        table = pooled(tables, same_windows=spec["same_windows"])
     record = provenance.record(spec, inputs=members, started=started)
     name = "predict.json" if out.stem == "predictions" else f"{out.stem}.json"
     write_json(out.with_name(name), record)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scanbench import comparison, metrics, policy, stopping
+from scanbench import comparison, metrics, policy, stopping, thresholds
 from scanbench.comparison import Resamples
 from scanbench.errors import UserError, did_you_mean
 from scanbench.files import replacing_folder, sha256_of, write_json
@@ -194,7 +194,7 @@ def metrics_for(
     rows: list[dict[str, Any]] = []
     for reading in _readings(labelled, classes, lines, where):
         _, unit_N = metrics.units_of(reading.group_N)
-        values = _point(reading, unit_N, ece_bins)
+        values = _point(reading, unit_N, ece_bins, _fitted(reading))
         rows += _metric_rows(reading, values, classes)
     return _typed(pd.DataFrame(rows))
 
@@ -213,11 +213,22 @@ def _readings(
     return [reading for reading in readings if reading is not None]
 
 
-def _point(reading: Reading, unit_N: Ints, bins: int) -> Table:
+def _fitted(reading: Reading) -> Ints | None:
+    """Classes by thresholds that are fitted to the answers of other folds."""
+    return thresholds.cross_fitted_classes(reading.p_SNC, reading.label_N, reading.fold_N)
+
+
+def _point(reading: Reading, unit_N: Ints, bins: int, fitted_SN: Ints | None) -> Table:
     """Values of all metrics with each row counted once: [S, 1]."""
     once_1K = np.ones((1, int(unit_N.max()) + 1))
     return metrics.metric_values(
-        reading.p_SNC, reading.label_N, unit_N, reading.fold_N, once_1K, bins
+        reading.p_SNC,
+        reading.label_N,
+        unit_N,
+        reading.fold_N,
+        once_1K,
+        bins,
+        fitted_SN=fitted_SN,
     )
 
 
@@ -505,7 +516,8 @@ def _score(
     for name, reading in tqdm(everything, desc="metrics and intervals", unit="reading"):
         own_groups, unit_N = metrics.units_of(reading.group_N)
         assert own_groups == list(groups), "all readings hold the same scans"
-        point = _point(reading, unit_N, settings.ece_bins)
+        fitted_SN = _fitted(reading)
+        point = _point(reading, unit_N, settings.ece_bins, fitted_SN)
         resampled = metrics.metric_values(
             reading.p_SNC,
             reading.label_N,
@@ -513,6 +525,7 @@ def _score(
             reading.fold_N,
             resamples.unit_BK,
             settings.ece_bins,
+            fitted_SN=fitted_SN,
         )
         for row in _metric_rows(reading, point, classes):
             index = None if row["class"] is None else classes.index(row["class"])

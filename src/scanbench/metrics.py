@@ -26,8 +26,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanbench.thresholds import named
-
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Table: TypeAlias = dict[tuple[str, int | None], Floats]
@@ -41,8 +39,16 @@ METRICS = (
     "ece",
 )
 
+#: A probability of 0 in float32 may stand for anything below this.
+LEAST = 1e-12
+
 # Weightings × rows held at a time where the AUROC is summed over sorted rows (16 MB in float64).
 CHUNK = 2_000_000
+
+
+def log_probability(p: Floats) -> Floats:
+    """Return the natural logarithm of probabilities, finite where they are 0."""
+    return np.log(np.maximum(p, LEAST))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -307,7 +313,14 @@ def mean_values(value_SN: Floats, unit_N: Ints, weight_BK: Floats) -> Floats:
 
 
 def metric_values(
-    p_SNC: Floats, label_N: Ints, unit_N: Ints, fold_N: Ints, weight_BK: Floats, bins: int
+    p_SNC: Floats,
+    label_N: Ints,
+    unit_N: Ints,
+    fold_N: Ints,
+    weight_BK: Floats,
+    bins: int,
+    *,
+    fitted_SN: Ints | None = None,
 ) -> Table:
     """Evaluate every metric for each seed and each weighting of the units.
 
@@ -325,32 +338,27 @@ def metric_values(
         How often each unit counts.
     bins
         Bins of confidence for the calibration error.
+    fitted_SN
+        Classes that are predicted by other thresholds than the largest probability, for
+        `balanced_accuracy_fitted`; None: without this figure.
 
     Returns
     -------
     dict
         (metric, class index or None for the macro figure) → [S, B]. `recall` is among them for each
-        class; balanced accuracy is its mean. `balanced_accuracy_fitted`, there with several folds,
-        is that of the classes named by thresholds fitted on the other folds, once, with each unit
-        counted once. Macro figures are plain means over all classes, NaN where a weighting leaves
-        one of them without a value.
+        class; balanced accuracy is its mean. Macro figures are plain means over all classes, NaN
+        where a weighting leaves one of them without a value.
     """
     (seeds, _, classes), units = p_SNC.shape, weight_BK.shape[1]
     shape = (seeds, len(weight_BK))
     table: Table = {("auroc", c): np.empty(shape) for c in range(classes)}
     confusion = np.empty((*shape, classes, classes))
     calibration = np.empty((*shape, bins, 3))
-    several = len(np.unique(fold_N)) > 1
-    fitted = np.empty(shape)
     for s, p_NC in enumerate(p_SNC):
         for c in range(classes):
             table["auroc", c][s] = auroc(p_NC[:, c], label_N == c, unit_N, fold_N, weight_BK)
         by_unit = confusion_by_unit(label_N, p_NC.argmax(axis=1), unit_N, units, classes)
         confusion[s] = np.tensordot(weight_BK, by_unit, axes=1)
-        if several:
-            named_N = named(p_NC, label_N, fold_N)
-            by_unit = confusion_by_unit(label_N, named_N, unit_N, units, classes)
-            fitted[s] = recall(np.tensordot(weight_BK, by_unit, axes=1)).mean(axis=-1)
         bin_sums = calibration_by_unit(p_NC, label_N, unit_N, units, bins)
         calibration[s] = np.tensordot(weight_BK, bin_sums, axes=1)
     recalls, f1s = recall(confusion), f1(confusion)
@@ -359,8 +367,13 @@ def metric_values(
         table["f1", c] = f1s[..., c]
     table["auroc", None] = np.mean([table["auroc", c] for c in range(classes)], axis=0)
     table["balanced_accuracy", None] = recalls.mean(axis=-1)
-    if several:
-        table["balanced_accuracy_fitted", None] = fitted
+    if fitted_SN is not None:
+        by_seed = [
+            confusion_by_unit(label_N, predicted_N, unit_N, units, classes)
+            for predicted_N in fitted_SN
+        ]
+        counts = np.stack([np.tensordot(weight_BK, own, axes=1) for own in by_seed])
+        table["balanced_accuracy_fitted", None] = recall(counts).mean(axis=-1)
     table["accuracy", None] = accuracy(confusion)
     table["f1", None] = f1s.mean(axis=-1)
     table["ece", None] = ece(calibration)

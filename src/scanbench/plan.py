@@ -71,12 +71,15 @@ def trained(config: Config, comparison: str) -> list[dict[str, Any]]:
 
 def combine_spec(config: Config, run: Mapping[str, Any]) -> str:
     """Return what the predictions of an ensemble's run depend on."""
+    names = members(config, run["experiment"])
+    windows = {canonical_json(config["experiments"][name]["window"]) for name in names}
     return canonical_json(
         {
             "name": run["experiment"],
             "fold": int(run["fold"]),
             "seed": int(run["seed"]),
-            "members": members(config, run["experiment"]),
+            "members": names,
+            "same_windows": len(windows) == 1,
             "classes": classes(config, run["dataset"]),
         }
     )

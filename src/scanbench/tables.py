@@ -229,10 +229,12 @@ def main_table(
             }
         )
     kind = "simulated scans" if simulated else "scans"
+    fitted = "balanced_accuracy_fitted" in set(rows["metric"])
     return ResultTable(
         name="main",
         title=f"Experiments on {kind} that were held out: mean over seeds ({confidence:.0%} "
         "interval from resampling groups and seeds)."
+        + (" Fitted thresholds are of the other folds." if fitted else "")
         + (" Leaky split: says nothing about groups never seen." if leaky else ""),
         raw=pd.DataFrame(raw),
         shown=_shown(shown),

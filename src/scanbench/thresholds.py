@@ -1,76 +1,92 @@
-"""Which class an answer names when thresholds between classes are fitted on other folds.
+"""Predicted classes by thresholds that are fitted to the answers of other folds.
 
-The most probable class is the best one to name only where probabilities are right. A network names
-a rare class too seldom even when it was trained with class weights, and then its balanced accuracy
-says more about its thresholds than about what it sees. Shape suffixes: N answers, C classes.
+The most probable class is the best one to predict only where probabilities are right. A network may
+predict a rare class too seldom even when its loss was weighted by class, and then its balanced
+accuracy tells of its thresholds as well as of what it sees. Shape suffixes: N answers, C classes,
+S seeds.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from scanbench.metrics import Floats, Ints, log_probability
 
-#: A probability of 0 in float32 may stand for anything below this.
-LEAST = 1e-12
-#: Scale and offsets stay within this: answers that confuse no class set no limit to them.
+#: Scale (or one over it) and offsets stay below this: nothing else bounds those of answers that are
+#: all right.
 LARGEST = 30.0
 
 
-def fitted(p_NC: Floats, label_N: Ints) -> tuple[float, Floats]:
-    """Return the scale t and the offsets b_C with which `t · log p + b` says best what is true.
+def fit_thresholds(p_NC: Floats, label_N: Ints) -> tuple[float, Floats]:
+    """Fit the scale t and the offsets b_C with which `t · log p + b` tells best what is true.
 
     Bias-corrected temperature scaling (Alexandari, Kundaje & Shrikumar, ICML 2020, arXiv
-    1901.06852): the largest likelihood, here with as much weight on each class that occurs.
+    1901.06852), with equal weight on each class. The loss is convex, and the fit begins at t = 1,
+    b = 0: one that ends early is no less likely than the answers as they are.
 
     Parameters
     ----------
     p_NC
-        Probabilities of answers.
+        Finite probabilities.
     label_N
-        What is true, 0 … C − 1. The offset of a class that does not occur is 0.
+        True classes, 0 … C − 1; each occurs.
+
+    Returns
+    -------
+    scale : float
+        From 1/30 to 30.
+    offset_C : ndarray
+        From −30 to 30.
     """
-    logit_NC = np.log(np.maximum(p_NC, LEAST))
+    log_p_NC = log_probability(p_NC)
+    rows_N = np.arange(len(label_N))
     count_C = np.bincount(label_N, minlength=p_NC.shape[1])
-    weight_N = 1 / (np.count_nonzero(count_C) * count_C[label_N])
-    true_NC = np.eye(len(count_C))[label_N]
+    weight_N = 1 / (len(count_C) * count_C[label_N])
 
     def loss(number: Floats) -> tuple[float, Floats]:
-        scale, offset_C = np.exp(number[0]), number[1:]
-        log_q_NC = log_softmax(scale * logit_NC + offset_C, axis=1)
-        off_NC = weight_N[:, None] * (np.exp(log_q_NC) - true_NC)
-        by_scale = scale * (off_NC * logit_NC).sum()
-        by_offset_C = np.where(count_C > 0, off_NC.sum(axis=0), 0.0)
-        value = -(weight_N * log_q_NC[true_NC.astype(bool)]).sum()
-        return float(value), np.append(by_scale, by_offset_C)
+        scale, offset_C = number[0], number[1:]
+        log_q_NC = log_softmax(scale * log_p_NC + offset_C, axis=1)
+        off_NC = np.exp(log_q_NC)
+        off_NC[rows_N, label_N] -= 1
+        off_NC *= weight_N[:, None]
+        gradient = np.append((off_NC * log_p_NC).sum(), off_NC.sum(axis=0))
+        return -float(weight_N @ log_q_NC[rows_N, label_N]), gradient
 
-    bounds = [(-np.log(LARGEST), np.log(LARGEST)), *[(-LARGEST, LARGEST)] * len(count_C)]
-    found = minimize(loss, np.zeros(1 + len(count_C)), jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(np.exp(found.x[0])), found.x[1:]
+    start = np.eye(1, 1 + len(count_C))[0]
+    bounds = [(1 / LARGEST, LARGEST), *[(-LARGEST, LARGEST)] * len(count_C)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(found.x[0]), found.x[1:]
 
 
-def named(p_NC: Floats, label_N: Ints, fold_N: Ints) -> Ints:
-    """Return the class that each answer names by thresholds fitted on the other folds, [N].
+def cross_fitted_classes(p_SNC: Floats, label_N: Ints, fold_N: Ints) -> Ints | None:
+    """Predict each answer's class by thresholds fitted to the answers of the other folds.
 
-    So no label decides about a scan of its own group, where folds hold whole groups out.
+    No label of the fold has a part in the fit. The answers that are fitted to are those of models
+    that were trained on it, as in stacking, so a small optimism is possible.
 
     Parameters
     ----------
-    p_NC, label_N
-        As in `fitted`.
-    fold_N
-        Fold of each answer; there are at least two.
+    p_SNC
+        Probabilities, for each of S seeds; each seed has its own fits.
+    label_N, fold_N
+        True class and fold of each answer.
+
+    Returns
+    -------
+    ndarray or None
+        [S, N]. None where the other folds of one lack a class: there is one fold only, or the class
+        stands in one only.
     """
-    named_N = np.empty(len(p_NC), np.int64)
-    for fold in np.unique(fold_N):
-        own = fold_N == fold
-        scale, offset_C = fitted(p_NC[~own], label_N[~own])
-        logit_NC = np.log(np.maximum(p_NC[own], LEAST))
-        named_N[own] = (scale * logit_NC + offset_C).argmax(axis=1)
-    return named_N
+    classes = p_SNC.shape[2]
+    others = [(fold, fold_N != fold) for fold in np.unique(fold_N)]
+    if any(len(np.unique(label_N[other_N])) < classes for _, other_N in others):
+        return None
+    predicted_SN = np.empty(p_SNC.shape[:2], np.int64)
+    for p_NC, predicted_N in zip(p_SNC, predicted_SN, strict=True):
+        for fold, other_N in others:
+            scale, offset_C = fit_thresholds(p_NC[other_N], label_N[other_N])
+            own_N = fold_N == fold
+            predicted_N[own_N] = (scale * log_probability(p_NC[own_N]) + offset_C).argmax(axis=1)
+    return predicted_SN

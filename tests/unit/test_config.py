@@ -181,6 +181,15 @@ def layers(overlay: str) -> list[str]:
     return sorted({below, overlay} if (ROOT / "config" / below).is_file() else {overlay}, key=len)
 
 
+def test_an_ensemble_knows_whether_its_members_have_the_same_windows() -> None:
+    config = copy.deepcopy(CONFIG)
+    run = {"dataset": "h-si100", "fold": 0, "seed": 0, "experiment": "both"}
+    for names, same in ((["vit", "cnn-scan"], True), (["vit", "causal-w20"], False)):
+        config["ensembles"]["both"] = names
+        spec = json.loads(plan.combine_spec(resolve(config, SCHEMA), run))
+        assert spec["same_windows"] is same
+
+
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_resolves_with_the_configuration(overlay: str) -> None:
     config = with_overlays(*layers(overlay))

@@ -17,6 +17,7 @@ from scanbench.predictions import check_table, lines_reading
 
 CLASSES = ["a", "b", "c"]
 P = [f"p_{name}" for name in CLASSES]
+SPEC = {"name": "both", "same_windows": True}
 
 
 def table(answers: dict[tuple[str, int], dict[int, list[float]]]) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def test_a_probability_of_zero_stays_finite() -> None:
 def test_beside_others_a_member_speaks_by_the_mean_over_its_windows_so_far() -> None:
     windows = table({("x", 0): {5: [0.2, 0.3, 0.5]}, ("x", 5): {10: [0.6, 0.3, 0.1]}})
     whole = table({("x", 0): {8: [0.1, 0.1, 0.8]}})
-    found = pooled({"windows": windows, "whole": whole})
+    found = pooled({"windows": windows, "whole": whole}, same_windows=False)
     check_table(found, CLASSES, "ensemble")
     assert found[["first_line", "lines_seen", "final"]].to_numpy().tolist() == [
         [0, 5, False],
@@ -133,7 +134,7 @@ def test_members_with_other_windows_say_what_is_read_of_each(seed: int, sizes: l
         )
         for size in {*sizes, 1}
     }
-    found = pooled(members)
+    found = pooled(members, same_windows=False)
     check_table(found, CLASSES, "ensemble")
     for lines in (9, 20, 30):
         logs = [
@@ -148,9 +149,25 @@ def test_members_with_other_windows_say_what_is_read_of_each(seed: int, sizes: l
         np.testing.assert_allclose(reading.p_SNC[0], expected, rtol=1e-5)
 
 
+def test_windows_that_begin_at_the_same_lines_are_not_the_same() -> None:
+    one, other = (
+        table({("x", first): {first + size: [0.2, 0.3, 0.5]} for first in (0, 18, 36)})
+        for size in (14, 20)
+    )
+    found = pooled({"one": one, "other": other}, same_windows=False)
+    assert found["first_line"].unique().tolist() == [0]
+    assert found["lines_seen"].tolist() == [14, 20, 32, 38, 50, 56]
+
+
+def test_a_member_that_lost_a_window_is_refused() -> None:
+    windows = table({("x", 0): {5: [0.2, 0.3, 0.5]}, ("x", 5): {10: [0.2, 0.3, 0.5]}})
+    with pytest.raises(UserError, match="answer about different samples of a scan, but have the"):
+        pooled({"one": windows, "other": windows.iloc[:1]})
+
+
 def test_members_with_other_scans_are_refused() -> None:
     one, other = (table({(scan, 0): {10: [0.2, 0.3, 0.5]}}) for scan in ("x", "y"))
-    with pytest.raises(UserError, match="'other' and 'one' answer about different scans"):
+    with pytest.raises(UserError, match="of 'other' and 'one' only one answers about scan 'x'"):
         pooled({"one": one, "other": other})
 
 
@@ -168,7 +185,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for run in ("first", "second"):
         out = tmp_path / run / "predictions.parquet"
-        combine({"name": "both", "fold": 2, "seed": 3}, members, CLASSES, out)
+        combine({**SPEC, "fold": 2, "seed": 3}, members, CLASSES, out)
         written.append(out.read_bytes())
     assert written[0] == written[1]
     record = json.loads((tmp_path / "second/predict.json").read_text())
@@ -181,10 +198,10 @@ def test_members_that_were_asked_nothing_make_an_ensemble_that_was_asked_nothing
     members = {name: tmp_path / f"{name}.parquet" for name in ("one", "other")}
     for path in members.values():
         drawn([10], 0).iloc[:0].to_parquet(path)
-    combine({"name": "both"}, members, CLASSES, tmp_path / "unlabelled.parquet")
+    combine(SPEC, members, CLASSES, tmp_path / "unlabelled.parquet")
     found = pd.read_parquet(tmp_path / "unlabelled.parquet")
     assert found.empty
     assert set(P) <= set(found.columns)
     drawn([10], 0).to_parquet(members["one"])
     with pytest.raises(UserError, match="the table has no rows"):
-        combine({"name": "both"}, members, CLASSES, tmp_path / "unlabelled.parquet")
+        combine(SPEC, members, CLASSES, tmp_path / "unlabelled.parquet")

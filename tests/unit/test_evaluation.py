@@ -403,6 +403,19 @@ def test_a_table_on_its_own_gets_the_figures_of_the_report(study):
     assert np.allclose(ours["value"], theirs["value"], atol=1e-7)
 
 
+def test_fitted_thresholds_have_a_figure_in_every_reading_of_several_folds_and_none_of_one(
+    study, tmp_path
+):
+    assert "balanced_accuracy_fitted" not in set(study.evaluate()["metrics"]["metric"])
+    metrics = folded(tmp_path, scans(), 3).evaluate(folds=[0, 1, 2])["metrics"]
+    plain, fitted = (
+        metrics[metrics["metric"] == metric].set_index(["experiment", "reading", "lines"])
+        for metric in ("accuracy", "balanced_accuracy_fitted")
+    )
+    assert fitted.index.equals(plain.index)
+    assert fitted["value"].between(fitted["low"], fitted["high"]).all()
+
+
 def test_scoring_leaves_out_scans_without_label_and_classes_that_are_absent():
     frame = table(scans(), skill=1)
     frame.loc[frame["label"] == 3, "label"] = -1

@@ -81,6 +81,15 @@ def test_the_best_experiment_stands_first_and_missing_facts_are_dashes() -> None
     assert made.shown["AUROC"][0] == "0.900 (0.800–1.000)"
     assert "simulated" in made.title
     assert "95%" in made.title
+    assert "thresholds" not in made.title
+
+
+def test_the_table_says_where_fitted_thresholds_are_from() -> None:
+    costs = pd.DataFrame({"experiment": ["a"], "parameters": [1.0], "cpu_seconds": [2.0]})
+    rows = metrics(a=0.7).replace({"metric": {"ece": "balanced_accuracy_fitted"}})
+    made = tables.main_table(rows, costs, {}, simulated=False, confidence=0.95)
+    assert made.shown["Balanced accuracy, fitted thresholds"][0] == "0.700 (0.600–0.800)"
+    assert "Fitted thresholds are of the other folds." in made.title
 
 
 def test_what_an_experiment_costs_is_told_in_whole_numbers() -> None:
