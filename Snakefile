@@ -22,10 +22,12 @@ failures = Failures()
 logger.addHandler(failures)
 
 
-# Snakemake's own message for a wrong file names neither the file nor the line.
+# Snakemake's own message for a wrong file names neither the file nor the line, and of a key that stands
+# twice it passes one over. Overlays that are no YAML have stopped it before this line.
 try:
-    if Path("config.yaml").exists():
-        check(Path("config.yaml"))
+    for path in (Path("config.yaml"), *workflow.configfiles):
+        if path.exists():
+            check(path)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

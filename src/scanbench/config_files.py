@@ -18,13 +18,18 @@ from scanbench.errors import MISTAKE, UserError, first_line
 __all__ = ["check", "main"]
 
 
+class _RepeatedKeyError(Exception):
+    """A key stands twice in one mapping; the message tells the lines."""
+
+
 def check(path: Path) -> None:
     """Check that a file holds keys, as YAML or JSON.
 
     Raises
     ------
     UserError
-        If it cannot be read, or holds anything else; the message names the line where there is one.
+        If it cannot be read, holds anything else, or a key twice; the message names the line where
+        there is one.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -36,6 +41,8 @@ def check(path: Path) -> None:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a file") from None
     try:
         found = _parsed(text)
+    except _RepeatedKeyError as error:
+        raise UserError(f"{path} {error}") from None
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{path} {_told(error, text)}") from None
     # The latter two of what looks like a date or a number and is none.
@@ -47,10 +54,42 @@ def check(path: Path) -> None:
 
 
 def _parsed(text: str) -> object:
+    """Read YAML or JSON in which no key stands twice: the later one would win without a word."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except ValueError:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None:
+            _check_once(node, set())
         return yaml.safe_load(text)
+
+
+def _each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("read as YAML, whose reader knows the lines")
+    return found
+
+
+def _check_once(node: yaml.Node, seen: set[int]) -> None:
+    """Refuse a key that stands twice in one mapping."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_once(item, seen)
+    if isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, value in node.value:
+            other = first.setdefault((key.tag, str(key.value)), key)
+            if other is not key:
+                raise _RepeatedKeyError(
+                    f"line {key.start_mark.line + 1}: key {key.value!r} stands in line "
+                    f"{other.start_mark.line + 1} already, and one of them would be passed over; "
+                    "put what both hold under one"
+                )
+            _check_once(value, seen)
 
 
 def _told(error: yaml.MarkedYAMLError, text: str) -> str:

@@ -52,7 +52,14 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_classes(config: Config) -> None:
-    """Check tables that have a class for their key."""
+    """Check tables that have a class for their key, and lists of classes."""
+    known = {found for name in config["datasets"] for found in plan.classes(config, name)}
+    for found in config["evaluation"]["stop_classes"]:
+        if found not in known:
+            raise UserError(
+                f"config: evaluation.stop_classes: no data set has a class {found!r}; "
+                f"{did_you_mean(found, known)}"
+            )
     for name, dataset in config["datasets"].items():
         classes = plan.classes(config, name)
         for part, key in (("simulate", "shares"), ("labels", "merge")):

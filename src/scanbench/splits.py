@@ -110,10 +110,15 @@ def make_split(spec: Mapping[str, Any], store: Store, keys: Keys | None = None) 
     scheme, seed = config["scheme"], config["seed"]
 
     usable = np.flatnonzero((store.label >= 0) & (store.n_lines >= config["min_lines"]))
+    if not (store.label >= 0).any():
+        raise UserError(
+            f"{store.path}: no scan has a label; name a label table for these scans, or check that "
+            "it names them"
+        )
     if not len(usable):
         raise UserError(
             f"{store.path}: no labelled scan has {counted(config['min_lines'], 'line')}; "
-            f"check the label table, or lower {keys.of_split('min_lines')}"
+            f"lower {keys.of_split('min_lines')}"
         )
     usable = usable[np.argsort(store.scan_id[usable])]
     scan_id, label = store.scan_id[usable], store.label[usable].astype(np.int64)

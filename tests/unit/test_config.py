@@ -421,6 +421,12 @@ def test_windows_are_the_same_for_both_architectures(overlay: str) -> None:
         ),
         (("ensembles", "both"), ["vit"], "config: ensembles.both"),
         (
+            ("evaluation", "stop_classes"),
+            ["defekt"],
+            "config: evaluation.stop_classes: no data set has a class 'defekt'; did you mean "
+            "'defect'?",
+        ),
+        (
             ("experiments", "vit", "start"),
             {"experiment": "vit-2"},
             "config: experiments.vit.start.experiment: no experiment 'vit-2'; did you mean 'vit",

@@ -18,6 +18,9 @@ from scanbench.errors import UserError
         ("a:\n\tb: 1\n", r" line 2: is no YAML \(.*\); indent with spaces, not with tabs"),
         ("a: *b\n", r" line 1: is no YAML \(.*undefined alias"),
         ("a: !!python/object:os.system {}\n", r" line 1: is no YAML \(.*constructor"),
+        ("a:\n  b: 1\nc: 2\na:\n  d: 3\n", " line 4: key 'a' stands in line 1 already, and one of"),
+        ("a:\n- {b: 1,\n   b: 2}\n", " line 3: key 'b' stands in line 2 already"),
+        ('{"a": 1,\n "a": 2}', " line 2: key 'a' stands in line 1 already"),
         ("", ": holds nothing; write keys at its top"),
         ("# to be written\n", ": holds nothing; write keys at its top"),
         ("- a\n- b\n", ": holds no keys but a list; write keys"),
@@ -36,7 +39,14 @@ def test_a_mistake_is_told_with_file_and_line(tmp_path: Path, text: str, said: s
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("text", ["{}\n", "a: 1\n", '{\n\t"a": 1}\n', "\ufeffa: 1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}\n", "a: 1\n", '{\n\t"a": 1}\n', "\ufeffa: 1\n",
+        # What is taken over from elsewhere may be said otherwise, and keys of other mappings alike.
+        "a: &x {b: 1}\nc:\n  <<: *x\n  b: 2\nd: {<<: *x, b: 3}\n",
+    ],
+)  # fmt: skip
 def test_what_snakemake_reads_is_no_mistake(tmp_path: Path, text: str) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(text, encoding="utf-8")

@@ -158,6 +158,28 @@ def test_groups_follow_their_rule(folder, tmp_path, spec, groups):
     assert read_manifest(tmp_path / "out")["group"].tolist() == groups
 
 
+@pytest.mark.parametrize("group", ["session", "folder"])
+def test_groups_that_part_what_the_table_has_together_are_refused(folder, tmp_path, group):
+    """Else scans of one session could be trained on and tested, and nothing would say so."""
+    rows = [{"scan": f"scan{n}", "label": "rows", "group": "m"} for n in range(4)]
+    labels = table(tmp_path / "labels.csv", rows)
+    with pytest.raises(
+        UserError,
+        match=rf"labels.csv: has scan0 and scan2 in one group, 'm', but ingest.group: {group} puts "
+        "them into two, 'day0' and 'day1', .*; set ingest.group to table, or take",
+    ):
+        ingest({"group": group}, folder, labels, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ingest({"group": "scan"}, folder, labels, tmp_path / "each")  # parts all scans, and says so
+
+
+def test_groups_may_be_coarser_than_those_of_the_table(folder, tmp_path):
+    rows = [{"scan": f"scan{n}", "label": "rows", "group": f"g{n}"} for n in range(4)]
+    ingest({}, folder, table(tmp_path / "labels.csv", rows), tmp_path / "out")
+    groups = read_manifest(tmp_path / "out")["group"]
+    assert groups.tolist() == ["day0", "day0", "day1", "day1"]
+
+
 def test_all_directions_of_a_scan_are_one_group(folder, tmp_path):
     spec = {"group": "scan", "directions": ["forward", "backward"]}
     ingest(spec, folder, None, tmp_path / "out")

@@ -95,6 +95,13 @@ def test_a_wrong_table_names_its_row_and_the_mend(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_table_in_another_encoding_is_told_so(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("scan,label\n5µm,rows\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.csv: is not UTF-8 text; save it as CSV UTF-8, or as"):
+        read_table(path, CLASSES)
+
+
 def test_a_row_given_twice_alike_is_no_contradiction(tmp_path):
     path = csv(tmp_path / "a.csv", "scan,label\na,rows\na,rows\n")
     assert len(read_table(path, CLASSES)) == 1

@@ -160,6 +160,15 @@ def test_scans_with_too_few_lines_are_left_out(tmp_path):
             make_split({"min_lines": 9}, store)
 
 
+def test_scans_without_any_label_are_told_so(tmp_path):
+    columns = {**sessions(12, 6), "label": [""] * 12}
+    with (
+        Store(make_store(tmp_path, **columns)) as store,
+        pytest.raises(UserError, match=r"no scan has a label; name a label table"),
+    ):
+        make_split({}, store)
+
+
 @pytest.mark.parametrize(
     ("groups", "labels", "spec", "says"),
     [

@@ -212,6 +212,15 @@ def test_a_mistake_in_the_configuration_is_one_clear_line(project: Project, mist
     assert "Traceback" not in said
 
 
+def test_a_key_that_stands_twice_in_an_overlay_is_refused(project: Project) -> None:
+    """YAML keeps the later one, and a run would be of other settings than the file says."""
+    text = "training: {epochs: 3}\ntargets: [simulated]\ntraining: {batch_size: 8}\n"
+    (project.folder / "mine.yaml").write_text(text)
+    done = project.run("snakemake", "-n", "--configfile", "config.yaml", "mine.yaml", check=False)
+    assert done.returncode
+    assert "mine.yaml line 3: key 'training' stands in line 1 already" in done.stdout + done.stderr
+
+
 def test_a_file_that_is_no_yaml_is_named_with_the_line(project: Project) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy2(ROOT / name, project.folder)

@@ -269,6 +269,7 @@ def ingest(
         found, without = _match(rows, entries, inventory, labels, options)
         for row in rows:
             _finish(row, found.get(row["scan_id"]), labels, options, mend_label)
+        _check_groups(rows, found, labels, options)
         listing = [(file, *inventory[file]) for file in sorted(inventory)]
         write_tables(part, [_public(row) for row in rows], rejected, listing)
         write_json(part / OPTIONS, dataclasses.asdict(options.read_options()))
@@ -514,6 +515,30 @@ def _group(row: Mapping[str, Any], label: Label, options: IngestOptions) -> str:
             return stamp[0]
     # Files that lie in the data folder itself are one group, named by its only sign, the dot.
     return str(file.parent)
+
+
+def _check_groups(
+    rows: list[dict[str, Any]],
+    found: Mapping[str, Label],
+    path: Path | None,
+    options: IngestOptions,
+) -> None:
+    """Refuse groups that part scans which the label table has in one."""
+    if options.group in ("table", "scan"):  # the latter parts all scans, and says so
+        return
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        label = found.get(row["scan_id"])
+        if label is None or not label.group:
+            continue
+        other = first.setdefault(label.group, row)
+        if other["group"] != row["group"]:
+            raise UserError(
+                f"{path}: has {other['scan_id']} and {row['scan_id']} in one group, "
+                f"{label.group!r}, but ingest.group: {options.group} puts them into two, "
+                f"{other['group']!r} and {row['group']!r}, so that one could be tested on what "
+                "the other taught; set ingest.group to table, or take the column group out"
+            )
 
 
 def _group_in_name(pattern: str, file: str) -> str:

@@ -400,6 +400,8 @@ def read_frame(path: Path, sheet: str | None = None) -> pd.DataFrame:
         raise
     except pd.errors.EmptyDataError:
         raise UserError(_empty(path, sheet)) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as CSV UTF-8, or as .xlsx") from None
     # pandas and openpyxl raise whatever a broken file makes of them.
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
