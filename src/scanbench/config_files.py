@@ -58,10 +58,12 @@ def _parsed(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except ValueError:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None:
-            _check_once(node, set())
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_once(node, set())
+        return loader.construct_document(node)
 
 
 def _each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
