@@ -25,9 +25,11 @@ logger.addHandler(failures)
 # Snakemake's own message for a wrong file names neither the file nor the line, and of a key that stands
 # twice it passes one over. Overlays that are no YAML have stopped it before this line.
 try:
-    for path in (Path("config.yaml"), *workflow.configfiles):
-        if path.exists():
-            check(path)
+    # The command line may name config.yaml, too.
+    named = map(os.path.relpath, ("config.yaml", *workflow.configfiles))
+    for path in dict.fromkeys(named):
+        if os.path.exists(path):
+            check(Path(path))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

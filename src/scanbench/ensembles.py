@@ -51,7 +51,8 @@ def pooled(tables: Mapping[str, pd.DataFrame], *, same_windows: bool = True) -> 
     Raises
     ------
     UserError
-        If the members have not answered about the same scans, or have other classes.
+        If the members have not answered about the same scans, or about the same samples of them
+        where they should have, or have other classes.
     """
     first_name, first = next(iter(tables.items()))
     columns = [column for column in first.columns if column.startswith("p_")]

@@ -194,7 +194,7 @@ def metrics_for(
     rows: list[dict[str, Any]] = []
     for reading in _readings(labelled, classes, lines, where):
         _, unit_N = metrics.units_of(reading.group_N)
-        values = _point(reading, unit_N, ece_bins, _fitted(reading))
+        values = _values(reading, unit_N, _once(unit_N), ece_bins, _fitted(reading))
         rows += _metric_rows(reading, values, classes)
     return _typed(pd.DataFrame(rows))
 
@@ -218,18 +218,24 @@ def _fitted(reading: Reading) -> Ints | None:
     return thresholds.cross_fitted_classes(reading.p_SNC, reading.label_N, reading.fold_N)
 
 
-def _point(reading: Reading, unit_N: Ints, bins: int, fitted_SN: Ints | None) -> Table:
-    """Values of all metrics with each row counted once: [S, 1]."""
-    once_1K = np.ones((1, int(unit_N.max()) + 1))
+def _values(
+    reading: Reading, unit_N: Ints, weight_BK: Floats, bins: int, fitted_SN: Ints | None
+) -> Table:
+    """Return all metrics for each weighting of the units: [S, B]."""
     return metrics.metric_values(
         reading.p_SNC,
         reading.label_N,
         unit_N,
         reading.fold_N,
-        once_1K,
+        weight_BK,
         bins,
         fitted_SN=fitted_SN,
     )
+
+
+def _once(unit_N: Ints) -> Floats:
+    """Return the weighting that counts each row once: [1, K]."""
+    return np.ones((1, int(unit_N.max()) + 1))
 
 
 def _metric_rows(reading: Reading, values: Table, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -517,15 +523,9 @@ def _score(
         own_groups, unit_N = metrics.units_of(reading.group_N)
         assert own_groups == list(groups), "all readings hold the same scans"
         fitted_SN = _fitted(reading)
-        point = _point(reading, unit_N, settings.ece_bins, fitted_SN)
-        resampled = metrics.metric_values(
-            reading.p_SNC,
-            reading.label_N,
-            unit_N,
-            reading.fold_N,
-            resamples.unit_BK,
-            settings.ece_bins,
-            fitted_SN=fitted_SN,
+        point, resampled = (
+            _values(reading, unit_N, weight_BK, settings.ece_bins, fitted_SN)
+            for weight_BK in (_once(unit_N), resamples.unit_BK)
         )
         for row in _metric_rows(reading, point, classes):
             index = None if row["class"] is None else classes.index(row["class"])
@@ -668,9 +668,7 @@ def _by_group(
     rows = []
     for name, own in scored.items():
         reading = own.reading
-        values = metrics.metric_values(
-            reading.p_SNC, reading.label_N, unit_N, reading.fold_N, np.eye(len(groups)), bins
-        )
+        values = _values(reading, unit_N, np.eye(len(groups)), bins, None)
         classes = range(reading.p_SNC.shape[2])
         by_metric = {
             "auroc": _mean_present([values["auroc", c] for c in classes]),
